@@ -1,0 +1,107 @@
+"""What the tests share: the repository's files, a copy of them, processes without a network, seconds per notebook."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+OFFLINE = REPO / "tests" / "offline"
+NOT_OURS = {".venv", "runs", "my_course", "_docs", "_proc", "build", "dist", ".git"}
+SECONDS = pytest.StashKey[dict]()
+
+
+def repo_files(root: Path = REPO) -> list[Path]:
+    "Files of the repository, relative: tracked, or new and not ignored (in an unpacked archive: all but what git would ignore)"
+    git = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(git, capture_output=True) if (root / ".git").exists() and shutil.which("git") else None
+    if listing and listing.returncode == 0:
+        names = [Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name]
+    else:
+        names = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or path.is_symlink()]
+        names = [
+            name
+            for name in names
+            if name.parts[0] not in NOT_OURS
+            and name.parts[:2] != ("data", "cache")
+            and not any(part == "__pycache__" or part.endswith(".egg-info") or part.endswith("_cache") for part in name.parts)
+            and ".ipynb_checkpoints" not in name.parts
+        ]
+    return sorted(name for name in set(names) if os.path.lexists(root / name))
+
+
+def copy_repo(to: Path) -> Path:
+    "A copy of the repository's files that a test may dirty"
+    for name in repo_files():
+        target = to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, target, follow_symlinks=False)
+    return to
+
+
+def offline_env(root: Path = REPO, **more: str) -> dict[str, str]:
+    "This environment with no network for Python, and with `root`'s gpt2_course in front of any installed one"
+    path = [str(OFFLINE), str(root), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+    env.pop("MPLBACKEND", None)
+    return env
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    "The repository's root"
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def py() -> str:
+    "The Python that runs the tests"
+    return sys.executable
+
+
+@pytest.fixture(scope="session")
+def run(py):
+    "run(args, ...) -> CompletedProcess with text; `py` is put in front, there is no network, a status other than `status` fails"
+
+    def run(
+        args,  # e.g. ["-m", "gpt2_course.train", "--help"]
+        status: int | None = 0,  # the exit status to expect; None: any
+        timeout: float = 600,  # seconds
+        cwd: Path = REPO,
+        root: Path = REPO,  # whose gpt2_course
+        **env: str,  # more environment
+    ) -> subprocess.CompletedProcess:
+        command = [py, *map(str, args)]
+        done = subprocess.run(
+            command, cwd=cwd, env=offline_env(root, **env), timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        told = f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert status is None or done.returncode == status, told
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def repo_copy(tmp_path_factory) -> Path:
+    "One copy of the repository for all notebooks: they may write where they like"
+    return copy_repo(tmp_path_factory.mktemp("copy") / "gpt2_course_copy")
+
+
+@pytest.fixture
+def notebook_seconds(request) -> dict[str, float]:
+    "Seconds a notebook took: printed at the end, never asserted"
+    return request.config.stash.setdefault(SECONDS, {})
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    seconds = config.stash.get(SECONDS, {})
+    if not seconds:
+        return
+    terminalreporter.section("seconds per notebook")
+    for name, spent in sorted(seconds.items()):
+        terminalreporter.write_line(f"{spent:7.1f}  {name}")
+    terminalreporter.write_line(f"{sum(seconds.values()):7.1f}  together")

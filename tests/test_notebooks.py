@@ -1,0 +1,42 @@
+"""Every notebook runs from top to bottom: in a fresh kernel, without a network, in a copy of the repository."""
+
+import time
+
+import nbformat
+import pytest
+from conftest import REPO, offline_env, repo_files
+from nbclient import NotebookClient
+
+NOTEBOOKS = [
+    name.as_posix()
+    for name in repo_files()
+    if name.parts[0] == "nbs" and name.suffix == ".ipynb" and not any(part.startswith((".", "_")) for part in name.parts)
+]
+GOAL = {"easy": 60, "medium": 120, "tough": 180}  # seconds on two cores
+SLACK = 3  # a kernel is stopped only after this many times its goal: no test asserts a speed
+
+
+def goal(name: str) -> int:
+    return 120 if name.endswith("/00_start.ipynb") else GOAL.get(name.split("/")[1], 60)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS, f"no notebook under {REPO.name}/nbs"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs(name, repo_copy, notebook_seconds):
+    path = repo_copy / name
+    notebook = nbformat.read(path, as_version=4)
+    began = time.monotonic()
+    deadline = began + SLACK * goal(name)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    try:
+        client.execute(env=offline_env(repo_copy))
+    finally:
+        notebook_seconds[name] = time.monotonic() - began
