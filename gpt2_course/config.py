@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 # %% ../nbs/reference/config.ipynb #user-error
 class UserError(ValueError):
@@ -141,7 +144,8 @@ class TrainConfig:
 @dataclass(frozen=True)
 class PrepareConfig:
     "Text in, shards of tokens out"
-    source: tuple[str, ...]       # shakespeare (embedded), or files and globs: .txt .jsonl .parquet
+    # shakespeare (embedded), or files and globs: .txt .jsonl .parquet
+    source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
     out: str | None = None        # directory to write (default: data/cache/SOURCE-TOKENIZER)
     tokenizer: str = "gpt2"       # gpt2, char or bpe:VOCAB_SIZE
     val_tokens: int = 100_000     # least tokens of validation (but at most a tenth of the text)
@@ -157,7 +161,8 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class SampleConfig:
     "Let a trained model write"
-    run: str                      # run directory, such as runs/nano, or one of its checkpoints
+    # run directory, such as runs/nano, or one of its checkpoints
+    run: Annotated[str, tyro.conf.arg(metavar="RUN")]
     prompt: str = "\n"            # what to continue; FILE:path reads it from a file
     num_samples: int = 3          # how many continuations
     max_new_tokens: int = 100     # tokens of each
@@ -214,7 +219,7 @@ def gpt2_preset(
 NANO = TrainConfig(
     preset="nano", data="data/cache/shakespeare-bpe1024", out="runs/nano", steps=1400,
     batch_tokens=2048, micro_batch=16, compile=False, eval_every=200, eval_tokens=65536,
-    sample_every=200, save_every=200, sample_prompt="HAMLET.\n",
+    sample_every=200, save_every=200, sample_prompt="HAMLET.",
     model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=160),
     optim=OptimConfig(lr=3e-3, min_lr=1e-4, warmup=70))
 
@@ -279,8 +284,9 @@ def one_line(
     if (bad := re.search(r"Unrecognized options: (.*)", " ".join(lines))) and near:
         return f"unknown option {bad[1].split(',')[0].split()[0]} (did you mean {near[0]}?)"
     if bad: return f"unknown option {bad[1].split(' Perhaps')[0]}: see --help"
-    body = [l for l in lines[1:] if not l.startswith(("Argument helptext", "--"))]
-    return " ".join(body or lines) + ": see --help"
+    body = " ".join([l for l in lines[1:] if not l.startswith(("Argument helptext", "--"))] or lines)
+    ours = re.match(r"Error parsing \w+Config: (.*)", body) # raised by a __post_init__ above
+    return ours[1] if ours else f"{body}: see --help"
 
 # %% ../nbs/reference/config.ipynb #parse
 def parse(
@@ -291,7 +297,6 @@ def parse(
     description=None, # what --help says first
 ):               # an instance of `cls`
     "Parse a command line; a wrong one raises `UserError` in one line"
-    import tyro
     out, err = StringIO(), StringIO()
     kw = {} if default is None else dict(default=default)
     try:

@@ -112,12 +112,12 @@ def verify(
     shards = {n: s for split in ("train", "val") for n, s in zip(
         sorted(n for n in meta["shards"] if n.startswith(split)), open_split(data, split))}
     for name, tokens in shards.items():
-        top = int(tokens.max())
-        require(top < vocab_size, f"{data/name} holds token {top}, but the vocabulary has "
-                f"{vocab_size}: prepare the data with the tokenizer you train with")
         require(sha256_file(data/name) == meta["shards"][name]["sha256"],
                 f"{data/name} has changed since it was prepared (its sha256 differs): "
                 "prepare the data again")
+        top = int(tokens.max())
+        require(top < vocab_size, f"{data/name} holds token {top}, but the vocabulary has "
+                f"{vocab_size}: prepare the data with the tokenizer you train with")
 
 # %% ../nbs/easy/02_data.ipynb #epoch-order
 def epoch_starts(

@@ -71,7 +71,7 @@ def process_group(
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, timeout=wait,
                             rank=world.rank, world_size=world.size)
     try: yield
-    except BaseException as e: # what failed must not keep a wrapped model alive: it would outlive the group
+    except BaseException as e: # its frames would keep the wrapper alive beyond the group
         traceback.clear_frames(e.__traceback__)
         raise
     finally: dist.destroy_process_group()

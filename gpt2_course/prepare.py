@@ -236,6 +236,7 @@ def prepare(
     quiet:bool=False, # no progress bar
 ) -> dict:            # what meta.json holds
     "Make a directory of shards, or find it made"
+    tokenizer.check_spec(cfg.tokenizer)
     files, out = source_files(cfg.source), out_dir(cfg)
     request = request_of(cfg, files)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: choose a directory")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EOT', 'PATTERN', 'GPT2_SHA256', 'CharTokenizer', 'merge', 'split_words', 'train_bpe', 'apply_merge', 'encode_word',
-           'BPETokenizer', 'load_ranks', 'gpt2', 'save', 'load', 'make']
+           'BPETokenizer', 'load_ranks', 'gpt2', 'save', 'load', 'check_spec', 'make']
 
 # %% ../nbs/easy/01_tokenizer.ipynb #imports
 import base64, hashlib, heapq, json
@@ -206,17 +206,25 @@ def load(
     except (KeyError, TypeError, ValueError, IndexError): pass # a damaged file: the line below
     raise UserError(f"{path} is not a tokenizer of this package: prepare the data again")
 
+# %% ../nbs/easy/01_tokenizer.ipynb #check-spec
+def check_spec(
+    spec:str,      # "gpt2", "char" or "bpe:VOCAB_SIZE"
+) -> int | None:   # VOCAB_SIZE, if there is one
+    "Refuse a tokenizer that does not exist, before any work is done"
+    if spec in ("gpt2", "char"): return None
+    kind, _, size = spec.partition(":")
+    require(kind == "bpe" and size.isdecimal(), f"--tokenizer {spec!r} is unknown: "
+            "choose gpt2, char or bpe:VOCAB_SIZE, such as bpe:2048")
+    require(257 < int(size) <= 65536, f"--tokenizer {spec}: the vocabulary must have 258 to 65536 "
+            "tokens (256 bytes, the merges, <|endoftext|>)")
+    return int(size)
+
 # %% ../nbs/easy/01_tokenizer.ipynb #make
 def make(
     spec:str, # "gpt2", "char" or "bpe:VOCAB_SIZE"
     text,     # function without arguments that returns the text to learn from
 ):            # the tokenizer
     "Make the tokenizer that `spec` names"
-    kind, _, size = spec.partition(":")
-    if spec == "gpt2": return gpt2()
-    if spec == "char": return CharTokenizer(text())
-    require(kind == "bpe" and size.isdecimal(), f"--tokenizer {spec!r} is unknown: "
-            "choose gpt2, char or bpe:VOCAB_SIZE, such as bpe:2048")
-    require(257 < int(size) <= 65536, f"--tokenizer {spec}: the vocabulary must have 258 to 65536 "
-            "tokens (256 bytes, the merges, <|endoftext|>)")
-    return BPETokenizer.train(text(), int(size))
+    size = check_spec(spec)
+    if size: return BPETokenizer.train(text(), size)
+    return gpt2() if spec == "gpt2" else CharTokenizer(text())

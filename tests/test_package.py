@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, copy_repo
-from test_repo import TAUGHT
+from test_repo import DOTTED
 
 
 def closure(names) -> set[str]:
@@ -62,8 +62,7 @@ def in_bare(bare, *args, cwd):
 
 
 def test_every_module_imports_with_runtime_dependencies_alone(bare, tmp_path):
-    names = [f"gpt2_course.{m.stem}" for m in TAUGHT]
-    told = in_bare(bare, "-c", f"import sys, {', '.join(names)}; print(gpt2_course.__file__); print('matplotlib' in sys.modules)", cwd=tmp_path)
+    told = in_bare(bare, "-c", f"import sys, {', '.join(DOTTED)}; print(gpt2_course.__file__); print('matplotlib' in sys.modules)", cwd=tmp_path)
     assert "site-packages" in told and "False" in told
     gone = subprocess.run([bare, "-c", "import matplotlib"], capture_output=True, text=True)
     assert "ModuleNotFoundError" in gone.stderr, "the bare environment is not bare"
@@ -81,7 +80,7 @@ def test_wheel_trains_and_samples_from_any_directory(bare, tmp_path):
 
 def test_import_is_light(tmp_path):
     "All modules together take a fraction of what torch's own import takes, measured in one process"
-    names = ", ".join(f"gpt2_course.{m.stem}" for m in TAUGHT)
+    names = ", ".join(DOTTED)
     code = f"import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import {names}; print(b - a, time.perf_counter() - b)"
     pairs = []
     for _ in range(3):
