@@ -135,7 +135,7 @@ def newest(
     for path in reversed(steps(run)):
         if is_whole(path): return path
         say(f"checkpoint {path.name} is damaged: falling back to the one before it")
-    raise UserError(f"{run} has no whole checkpoint: start anew without --resume")
+    raise UserError(f"{run} has no whole checkpoint: train it anew, without --resume")
 
 # %% ../nbs/tough/19_checkpoint.ipynb #load-model
 def load_weights(
@@ -170,7 +170,7 @@ def find(
     require(run.exists(), f"{run} does not exist: give a run directory, such as runs/nano")
     if (run/"model.safetensors").exists(): return run
     pointer = run/"checkpoints"/which
-    require(pointer.exists(), f"{run} has no checkpoint named {which!r}: train it first")
+    if not pointer.exists(): return newest(run) # as "best" before the first validation
     path = pointer.parent/pointer.read_text(encoding="utf-8").strip()
     return path if is_whole(path) else newest(run)
 

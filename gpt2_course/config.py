@@ -284,7 +284,8 @@ def one_line(
     if (bad := re.search(r"Unrecognized options: (.*)", " ".join(lines))) and near:
         return f"unknown option {bad[1].split(',')[0].split()[0]} (did you mean {near[0]}?)"
     if bad: return f"unknown option {bad[1].split(' Perhaps')[0]}: see --help"
-    body = " ".join([l for l in lines[1:] if not l.startswith(("Argument helptext", "--"))] or lines)
+    kept = [l for l in lines[1:] if not l.startswith(("Argument helptext", "--"))]
+    body = " ".join(kept or lines)
     ours = re.match(r"Error parsing \w+Config: (.*)", body) # raised by a __post_init__ above
     return ours[1] if ours else f"{body}: see --help"
 

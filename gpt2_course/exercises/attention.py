@@ -32,13 +32,15 @@ register(Exercise(
     wrongs=(
         Wrong("the mask is upside down", lambda T, S: torch.ones(T, S).bool().triu(S - T),
               "Each position sees its future and not its past: training is easy and useless."),
-        Wrong("queries are aligned with the first keys", lambda T, S: torch.ones(T, S).bool().tril(),
-              "Without a cache you see no difference; with one, new tokens look at the oldest keys only."),
+        Wrong("queries are aligned with the first keys",
+              lambda T, S: torch.ones(T, S).bool().tril(),
+              "Without a cache you see no difference; with one, new tokens look at the oldest "
+              "keys only."),
         Wrong("a position may not see itself", lambda T, S: torch.ones(T, S).bool().tril(S - T - 1),
-              "The first row has nothing to look at: its softmax is 0/0, and the loss becomes NaN."),
+              "The first row has nothing to look at: its softmax is 0/0, the loss becomes NaN."),
         Wrong("it is made of numbers, not of booleans", lambda T, S: torch.ones(T, S).tril(S - T),
-              "scaled_dot_product_attention adds a numeric mask to the scores instead of hiding keys: "
-              "the future stays visible.")),
+              "scaled_dot_product_attention adds a numeric mask to the scores instead of hiding "
+              "keys: the future stays visible.")),
     hints=("Which keys may the last query see? All S. And the one before it?",
            "torch.tril keeps a lower triangle; its second argument shifts the diagonal.",
            "With S - T positions in the past, the diagonal moves S - T to the right.")))
@@ -78,9 +80,11 @@ register(Exercise(
         Wrong("the mask is a small finite number", variant(fill=-5.0),
               "The future keeps a share, so the model trains on its answers and writes badly."),
         Wrong("the softmax runs over the queries", variant(dim=-2),
-              "Each column sums to one instead of each row: a position's shares depend on its future."),
+              "Each column sums to one instead of each row: a position's shares depend on its "
+              "future."),
         Wrong("there is no mask", variant(mask=False),
-              "Every token sees its answer: the training loss falls towards zero, the text is noise.")),
+              "Every token sees its answer: the training loss falls towards zero, the text is "
+              "noise.")),
     hints=("Scores first: every query with every key, a (T, S) table for each head.",
            "Hide with masked_fill and minus infinity before the softmax, never after it.",
            "(q @ k.transpose(-2, -1) / sqrt(hs)), masked, softmax over the last dimension, @ v.")))
@@ -103,7 +107,8 @@ register(Exercise(
               "and causality breaks."),
         Wrong("hs and nh are exchanged",
               lambda x, nh: x.view(x.size(0), x.size(1), -1, nh).permute(0, 3, 1, 2),
-              "A head gets every nh-th channel: weights of GPT-2 would be read in the wrong order."),
+              "A head gets every nh-th channel: GPT-2's weights would be read in the wrong "
+              "order."),
         Wrong("time and heads are not exchanged",
               lambda x, nh: x.view(x.size(0), x.size(1), nh, -1),
               "Attention would then run over heads within a token, not over time.")),
