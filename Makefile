@@ -92,9 +92,9 @@ ifeq ($(origin DATA),file)
 endif
 	@resume=; \
 	if [ -e '$(OUT)/checkpoints/last' ]; then resume=--resume; echo 'Going on with the run in $(OUT).'; fi; \
-	$(PY) -m gpt2_course.train $(TRAIN_FLAGS) $$resume --check || exit $$?; \
 	nproc='$(NPROC)'; \
 	[ -n "$$nproc" ] || nproc=$$($(PY) -c 'import torch; print(torch.cuda.device_count() or 2)'); \
+	WORLD_SIZE=$$nproc $(PY) -m gpt2_course.train $(TRAIN_FLAGS) $$resume --check >/dev/null || exit $$?; \
 	cores=$$($(PY) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'); \
 	threads=$$((cores / nproc)); [ "$$threads" -ge 1 ] || threads=1; \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$threads}; export OMP_NUM_THREADS; \
@@ -106,7 +106,7 @@ test: .venv/.test-ready
 # my_course/ is the reader's: only what is not there yet is copied.
 lab: .venv/.lab-ready
 	@mkdir -p my_course; \
-	find nbs \( -name '.*' -o -name _proc -o -name assets \) -prune -o -type f -print | while IFS= read -r from; do \
+	find nbs \( -name '.*' -o -name _proc -o -name assets \) -prune -o -type f -name '*.ipynb' -print | while IFS= read -r from; do \
 	  to=my_course/$${from#nbs/}; \
 	  [ -e "$$to" ] || { mkdir -p "$$(dirname "$$to")" && cp "$$from" "$$to"; } || exit 1; \
 	done
