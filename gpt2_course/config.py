@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CHOICES', 'NANO', 'NANO_CHAR', 'PRESETS', 'UserError', 'did_you_mean', 'require', 'GPTConfig', 'OptimConfig',
            'TrainConfig', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset', 'preset', 'from_dict', 'read_json',
-           'one_line', 'parse', 'speaks', 'run', 'packaged']
+           'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
 
 # %% ../nbs/reference/config.ipynb #imports
-import difflib, json, os, re, sys
+import difflib, json, os, re, sys, traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
@@ -322,10 +322,23 @@ def run(
     try: main()
     except UserError as e:
         if speaks(): print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except BrokenPipeError: # the reader went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        leave(1)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+    leave(0)
+
+def leave(
+    status:int, # exit status
+):
+    "End the process; one of several ends at once, since torch's threads may disturb the tidying up"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1: raise SystemExit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 # %% ../nbs/reference/config.ipynb #packaged
 def packaged(

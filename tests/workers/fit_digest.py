@@ -3,14 +3,20 @@
 import hashlib
 import sys
 
+from gpt2_course import config
 from gpt2_course.distributed import World, process_group
 from gpt2_course.train import read_options
 from gpt2_course.trainer import fit, preflight
 
-world = World.from_env()
-silent = lambda *a: None  # noqa: E731
-plan = preflight(read_options(sys.argv[1:]), world, silent)
-with process_group(world, plan.device):
-    run = fit(plan, world, silent)
-digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.raw.parameters())).hexdigest()
-print(f"rank {world.rank} {digest}", flush=True)
+
+def main():
+    world = World.from_env()
+    silent = lambda *a: None  # noqa: E731
+    plan = preflight(read_options(sys.argv[1:]), world, silent)
+    with process_group(world, plan.device):
+        run = fit(plan, world, silent)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.raw.parameters())).hexdigest()
+    print(f"rank {world.rank} {digest}", flush=True)
+
+
+config.run(main)
