@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'NANO', 'NANO_CHAR', 'PRESETS', 'UserError', 'did_you_mean
            'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
 
 # %% ../nbs/reference/config.ipynb #imports
-import difflib, json, os, re, sys, traceback
+import difflib, json, os, re, sys, time, traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
@@ -321,7 +321,8 @@ def run(
     "Run a command: status 0 done, 2 the user's input is wrong (one line), 1 anything else"
     try: main()
     except UserError as e:
-        if speaks(): print(f"error: {e}", file=sys.stderr)
+        if not speaks(): time.sleep(5) # if rank 0 says it too, torchrun ends this process meanwhile
+        print(f"error: {e}", file=sys.stderr)
         leave(2)
     except BrokenPipeError: # the reader went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

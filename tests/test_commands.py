@@ -209,3 +209,14 @@ def test_prepare_sources(run, tmp_path, repo):
     assert "was prepared with other settings" in refused(again)
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\nnot json\n')
     assert "bad.jsonl, line 2" in run(["-m", "gpt2_course.prepare", "bad.jsonl"], cwd=tmp_path, status=2).stderr
+
+
+def test_a_fault_of_another_rank_is_said_too(run, tmp_path):
+    "Rank 1 alone finds the fault: it waits for rank 0, then says it"
+    program = tmp_path / "one.py"
+    program.write_text(
+        "import os, time\nfrom gpt2_course.config import UserError, run\n\n\n"
+        "def main():\n    if os.environ['RANK'] == '1': raise UserError('only here')\n    time.sleep(60)\n\n\nrun(main)\n"
+    )
+    done = run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program], status=1)
+    assert done.stderr.count("error: only here") == 1 and "Traceback (most recent call last):\n  File \"" + str(program) not in done.stderr
