@@ -292,17 +292,25 @@ def off(
 
 # %% ../nbs/reference/check.ipynb #calibration
 def calibration():
-    "Draw every guess against what was found"
+    "Draw every guess against what was found, numbered, with the names beside"
     import matplotlib.pyplot as plt
     guesses = read_tally()["guesses"]
     rows = [(n, r) for n, r in guesses.items() if r.get("value", 0) > 0 and r["guess"] > 0]
     if not rows:
         print("◻ no guesses to draw yet: the predict cells are waiting.")
         return
-    fig, ax = plt.subplots(figsize=(4.5, 4.5))
+    fig, (ax, key) = plt.subplots(1, 2, figsize=(9, 4.5), width_ratios=(1, 1))
     x, y = [r["value"] for _, r in rows], [r["guess"] for _, r in rows]
     ends = [min(x + y) / 2, max(x + y) * 2]
     ax.plot(ends, ends, color="#999999", lw=1)
-    ax.scatter(x, y, color="#0072B2")
-    for n, r in rows: ax.annotate(n, (r["value"], r["guess"]), fontsize=7)
-    ax.set(xscale="log", yscale="log", xlabel="what was found", ylabel="your guess")
+    ax.scatter(x, y, color="#0072B2", s=12)
+    for i, (a, b) in enumerate(zip(x, y), 1): # fanned out, so that close dots stay legible
+        away = (8, 4) if i % 2 else (-14, -10)
+        ax.annotate(str(i), (a, b), xytext=away, textcoords="offset points", fontsize=9)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal",
+           xlabel="what was found", ylabel="your guess")
+    lines = [f"{i:>2}  {n}\n      {r['guess']:.4g} guessed, {r['value']:.4g} found"
+             for i, (n, r) in enumerate(rows, 1)]
+    size = max(5, min(9, 200 / len(lines)))
+    key.text(0, 1, "\n".join(lines), va="top", fontsize=size, transform=key.transAxes)
+    key.set_axis_off()

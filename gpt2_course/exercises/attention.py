@@ -58,13 +58,15 @@ def attend_numpy(q, k, v):
         out[b, h, t] = p / p.sum() @ v[b, h, :seen]
     return torch.from_numpy(out).float()
 
-def variant(scale=lambda q: q.size(-1)**-0.5, fill=-torch.inf, dim=-1, mask=True):
+def variant(scale=lambda q: q.size(-1)**-0.5, fill=-torch.inf, dim=-1, mask=True,
+            aligned=True, late=False):
     "A mistaken attention: one part of the right one is exchanged"
     def fn(q, k, v):
         T, S = q.size(-2), k.size(-2)
         s = q @ k.transpose(-2, -1) * scale(q)
-        if mask: s = s.masked_fill(~torch.ones(T, S).bool().tril(S - T), fill)
-        return s.softmax(dim).nan_to_num() @ v
+        if mask: s = s.masked_fill(~torch.ones(T, S).bool().tril(S - T if aligned else 0), fill)
+        p = s.softmax(dim).nan_to_num()
+        return (p * torch.ones(T, S).tril(S - T) if late else p) @ v
     return fn
 
 # %% ../../nbs/reference/exercises_attention.ipynb #attend
@@ -84,7 +86,13 @@ register(Exercise(
               "future."),
         Wrong("there is no mask", variant(mask=False),
               "Every token sees its answer: the training loss falls towards zero, the text is "
-              "noise.")),
+              "noise."),
+        Wrong("the mask comes after the softmax", variant(mask=False, late=True),
+              "The future is hidden, but it took its part of each sum: rows sum to less than one, "
+              "the first to the least, and what the past says depends on the future."),
+        Wrong("queries are aligned with the first keys", variant(aligned=False),
+              "Without a cache you see no difference; with one, a new token looks at the oldest "
+              "keys only. PyTorch's is_causal=True does this too.")),
     hints=("Scores first: every query with every key, a (T, S) table for each head.",
            "Hide with masked_fill and minus infinity before the softmax, never after it.",
            "(q @ k.transpose(-2, -1) / sqrt(hs)), masked, softmax over the last dimension, @ v.")))
