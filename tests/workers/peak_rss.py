@@ -1,0 +1,35 @@
+"""Train three steps of the given shape on the CPU and print the peak of resident memory above what the imports took (Linux)."""
+
+import json
+import sys
+from contextlib import nullcontext
+
+import torch
+from gpt2_course.attention import ATTENTION
+from gpt2_course.config import GPTConfig
+from gpt2_course.model import GPT
+from gpt2_course.optim import adamw
+from gpt2_course.trainer import DTYPES, accumulate, update
+
+
+def status(key: str) -> int:
+    "A line of /proc/self/status, in bytes"
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    cfg, B, dtype = GPTConfig(**spec["model"]), spec["B"], DTYPES[spec["dtype"]]
+    before = status("VmRSS")
+    model = GPT(cfg, ATTENTION[spec["attention"]])
+    optimizer, scaler = adamw(model, 1e-4, 0.1, (0.9, 0.95), "cpu"), torch.amp.GradScaler("cpu", enabled=False)
+    autocast = nullcontext if dtype == torch.float32 else lambda: torch.autocast("cpu", dtype)
+    for _ in range(3):
+        pairs = [tuple(torch.randint(cfg.vocab_size, (B, cfg.block_size)) for _ in "xy") for _ in range(spec.get("accumulation", 1))]
+        accumulate(model, pairs, autocast, scaler)
+        update(model, optimizer, scaler, 1e-4, 1.0)
+    print(json.dumps(dict(peak=status("VmHWM") - before)))
+
+
+main()
