@@ -301,7 +301,8 @@ def calibration():
         return
     fig, (ax, key) = plt.subplots(1, 2, figsize=(9, 4.5), width_ratios=(1, 1))
     x, y = [r["value"] for _, r in rows], [r["guess"] for _, r in rows]
-    ends = [min(x + y) / 2, max(x + y) * 2]
+    low, high = math.log10(min(x + y)), math.log10(max(x + y) * 1.01)
+    ends = [10.0**math.floor(low), 10.0**math.ceil(high)]
     ax.plot(ends, ends, color="#999999", lw=1)
     ax.scatter(x, y, color="#0072B2", s=12)
     for i, (a, b) in enumerate(zip(x, y), 1): # fanned out, so that close dots stay legible
@@ -309,8 +310,8 @@ def calibration():
         ax.annotate(str(i), (a, b), xytext=away, textcoords="offset points", fontsize=9)
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal",
            xlabel="what was found", ylabel="your guess")
-    lines = [f"{i:>2}  {n}\n      {r['guess']:.4g} guessed, {r['value']:.4g} found"
+    lines = [f"{i}  {n}: {r['guess']:.4g}, found {r['value']:.4g}"
              for i, (n, r) in enumerate(rows, 1)]
-    size = max(5, min(9, 200 / len(lines)))
+    size = max(5, min(9, 250 / len(lines)))
     key.text(0, 1, "\n".join(lines), va="top", fontsize=size, transform=key.transAxes)
     key.set_axis_off()
