@@ -81,7 +81,7 @@ register(Exercise(
               "Component by component, not token by token: a model trained so works, and one "
               "loaded from elsewhere reads noise."),
         Wrong("the window is read backwards", lambda wte, x: wte[x.flip(1)].flatten(1),
-              "The newest token stands where the weights expect the oldest: training minds not, "
+              "The newest token stands where the weights expect the oldest: training never minds, "
               "borrowed weights do."),
         Wrong("the vectors are not joined", lambda wte, x: wte[x],
               "(B, n, E) goes through a linear layer of n * E inputs only by raising, and through "
