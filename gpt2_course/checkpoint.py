@@ -160,8 +160,8 @@ def load_state(
     "Read what training needs beyond the weights; no pickle that can run code"
     try: state = torch.load(Path(path)/"state.pt", weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        raise UserError(f"{path}/state.pt is not a state that this package wrote, nothing in it was "
-                        f"run ({str(e).splitlines()[0]}): use another checkpoint") from None
+        raise UserError(f"{path}/state.pt is not a state that this package wrote, nothing in it "
+                        f"was run ({str(e).splitlines()[0]}): use another checkpoint") from None
     optimizer.load_state_dict(state["optimizer"])
     return read_json(Path(path)/"meta.json"), state["rngs"]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'NANO', 'NANO_CHAR', 'PRESETS', 'UserError', 'did_you_mean', 'require', 'GPTConfig', 'OptimConfig',
-           'TrainConfig', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset', 'preset', 'from_dict', 'read_json',
-           'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
+           'TrainConfig', 'check_train', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset', 'preset', 'from_dict',
+           'read_json', 'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
 
 # %% ../nbs/reference/config.ipynb #imports
 import difflib, json, os, re, sys, time, traceback
@@ -139,21 +139,22 @@ class TrainConfig:
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self):
-        positive = ("steps", "batch_tokens", "micro_batch", "log_every", "eval_every",
-                    "save_every", "keep")
-        for name in positive:
-            require(getattr(self, name) > 0, f"{flag(name)} is {getattr(self, name)}: "
-                    "give a whole number above 0")
-        for name in ("seed", "eval_tokens", "sample_every", "sample_tokens", "snapshot_every",
-                     "hellaswag_every", "hellaswag_rows"):
-            require(getattr(self, name) >= 0, f"{flag(name)} is {getattr(self, name)}: "
-                    "it cannot be negative")
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            for v in (value if isinstance(value, tuple) else (value,)):
-                require(v in known, f"{flag(name)} {v!r} is unknown{did_you_mean(v, known)}: "
-                        f"choose from {', '.join(known)}")
+    def __post_init__(self): check_train(self)
+
+def check_train(cfg): # raises `UserError` for the first value that cannot be
+    for name in ("steps", "batch_tokens", "micro_batch", "log_every", "eval_every", "save_every",
+                 "keep"):
+        require(getattr(cfg, name) > 0, f"{flag(name)} is {getattr(cfg, name)}: "
+                "give a whole number above 0")
+    for name in ("seed", "eval_tokens", "sample_every", "sample_tokens", "snapshot_every",
+                 "hellaswag_every", "hellaswag_rows"):
+        require(getattr(cfg, name) >= 0, f"{flag(name)} is {getattr(cfg, name)}: "
+                "it cannot be negative")
+    for name, known in CHOICES.items():
+        value = getattr(cfg, name)
+        for v in (value if isinstance(value, tuple) else (value,)):
+            require(v in known, f"{flag(name)} {v!r} is unknown{did_you_mean(v, known)}: "
+                    f"choose from {', '.join(known)}")
 
 # %% ../nbs/reference/config.ipynb #prepare-config
 @dataclass(frozen=True)

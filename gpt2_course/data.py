@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'VERSION', 'HEADER', 'write_shard', 'read_shard', 'sha256_file', 'read_meta', 'open_split', 'verify', 'rows',
-           'epoch_starts', 'share', 'document_rows', 'padded', 'TokenLoader']
+           'epoch_starts', 'share', 'document_rows', 'padded', 'TokenLoader', 'epoch_order']
 
 # %% ../nbs/easy/02_data.ipynb #imports
 import hashlib, json
@@ -232,18 +232,18 @@ class TokenLoader:
         out = np.empty(len(k), np.int64)
         for e in np.unique(k // self.W):
             if self.cached[0] != e:
-                self.cached = e, self.epoch_order(int(e))
+                self.cached = e, epoch_order(self, int(e))
             here = k // self.W == e
             out[here] = self.cached[1][k[here] % self.W]
         return out
-
-    def epoch_order(self, epoch): # (W,) where each window starts; of documents, its number
-        if self.order != "documents":
-            return epoch_starts(self.sizes, self.T, self.order, self.seed, epoch)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.W)
 
     def next(self) -> tuple[Tensor, Tensor]: # x, y: (B, T) int64 each; y is x moved by one
         k, self.position = share(self.position, self.B, self.rank, self.world)
         if self.order == "documents":
             return padded(self.shards, self.rows[self.starts(k)], self.T, self.eot)
         return rows(self.views, self.ends, self.starts(k))
+
+def epoch_order(loader, epoch): # (W,) where each window starts; of documents, its number
+    if loader.order != "documents":
+        return epoch_starts(loader.sizes, loader.T, loader.order, loader.seed, epoch)
+    return np.random.default_rng([loader.seed, epoch]).permutation(loader.W)
