@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf16', 'pick_attention', 'can_compile', 'check_out',
-           'data_digest', 'first_weights', 'encodes', 'preflight', 'check_parallel', 'describe', 'accumulate', 'update',
-           'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train', 'over_ranks',
-           'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run', 'restore',
-           'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh', 'evaluate_only',
-           'draw_loss', 'baseline']
+           'data_digest', 'first_weights', 'same_tokenizer', 'preflight', 'check_parallel', 'describe', 'accumulate',
+           'update', 'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train',
+           'over_ranks', 'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run',
+           'restore', 'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh',
+           'evaluate_only', 'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
 import copy, json, math, shutil, signal, time
@@ -145,16 +145,16 @@ def first_weights(
     source = cfg.init_from or (cfg.out if cfg.eval_only else None)
     if cfg.resume or not source: return None
     model, theirs = checkpoint.open_model(source)
-    probe = "To be, or not to be: 1601, \u00e9t\u00e9\n"
-    same = theirs.n_vocab == tok.n_vocab and encodes(theirs, probe) == encodes(tok, probe)
-    require(same, f"{source} was trained with another tokenizer ({theirs.n_vocab:,} tokens) than "
-            f"{cfg.data} was prepared with ({tok.n_vocab:,}): prepare the data with the same")
+    require(same_tokenizer(theirs, tok), f"{source} was trained with another tokenizer "
+            f"({theirs.n_vocab:,} tokens) than {cfg.data} was prepared with ({tok.n_vocab:,}): "
+            "prepare the data with the same")
     size = cfg.model.block_size
     return crop_block_size(model, size) if size < model.cfg.block_size else model
 
-def encodes(tok, text): # ids, or None where a tokenizer has no such character
-    try: return tok.encode_ordinary(text)
-    except UserError: return None
+def same_tokenizer(a, b) -> bool:
+    "Whether two tokenizers give every text the same ids"
+    return type(a) is type(b) and all(getattr(a, k, None) == getattr(b, k, None)
+                                      for k in ("chars", "merges", "name"))
 
 # %% ../nbs/tough/20_trainer.ipynb #preflight
 def preflight(
@@ -184,7 +184,7 @@ def preflight(
     for split in ("train", "val"): TokenLoader(open_split(cfg.data, split), 1, model.block_size)
     if world.main: verify(cfg.data, model.vocab_size)
     tok.encode_ordinary(cfg.sample_prompt)
-    if cfg.hellaswag_every: hellaswag_examples(None, tok, 1)
+    if cfg.hellaswag_every: hellaswag_examples(None, tok, cfg.hellaswag_rows)
     compiled = cfg.compile and can_compile(device)
     if cfg.compile and not compiled: say("no C++ compiler here: training without torch.compile")
     return Plan(cfg, meta, device, dtype, compiled, accumulation, resume, start)
