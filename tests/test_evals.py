@@ -223,9 +223,16 @@ def test_damaged_files_are_named(tmp_path):
     assert evals.hellaswag_examples(tmp_path / "good.jsonl")[0].label == 1
 
 
-def test_validation_wants_the_models_tokenizer(run, data):
-    says = refused(run(["-m", "gpt2_course.evaluate", SHAKESPEARE, "--data", data, "--device", "cpu"], status=2))
-    assert "another tokenizer" in says
+def test_validation_wants_the_models_tokenizer(run, tmp_path):
+    "As many characters, but others: every id would mean something else"
+    chars = open_model(SHAKESPEARE)[1].chars.replace("Z", "~")
+    (tmp_path / "text.txt").write_text(chars * 40)
+    run(["-m", "gpt2_course.prepare", tmp_path / "text.txt", "--tokenizer", "char", "--out", tmp_path / "data"])
+    assert json.loads((tmp_path / "data/meta.json").read_text())["vocab_size"] == len(chars) + 1
+    for args in (["evaluate", SHAKESPEARE, "--data", tmp_path / "data"],
+                 ["train", *TINY, "--data", tmp_path / "data", "--out", tmp_path / "run", "--init-from", SHAKESPEARE]):  # fmt: skip
+        says = refused(run(["-m", f"gpt2_course.{args[0]}", *args[1:], "--device", "cpu"], status=2))
+        assert "another tokenizer" in says
 
 
 def test_weights_that_are_not_finite(run, tmp_path):
