@@ -245,10 +245,10 @@ def encode_documents(
 def encode_text(tok, text): # ids, as a list or an array
     fast = getattr(tok, "encode_to_numpy", None) # tiktoken's, without a Python list in between
     try: return fast(text, disallowed_special=()) if fast else tok.encode_ordinary(text)
-    except UnicodeEncodeError: # half of a surrogate pair: U+FFFD, as in encode_ordinary
-        return tok.encode_ordinary(text)
-    except BaseException as e: # a million blanks in a row overflow the stack of tiktoken's regex
-        if type(e).__name__ != "PanicException" or len(text) < 2: raise
+    except UnicodeEncodeError: # half of a surrogate pair becomes U+FFFD, as tiktoken has it
+        return encode_text(tok, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except ValueError as e: # a million blanks in a row are too much for tiktoken's regex
+        if "stack size" not in str(e): raise
         half = len(text) // 2
         return np.concatenate([encode_text(tok, t) for t in (text[:half], text[half:])])
 
