@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'HUB', 'CONVERTED', 'NO_DATASETS', 'PAUSES', 'WORKER', 'CHUNK', 'SAMPLE', 'source_files', 'read_file',
            'read_parquet', 'LocalFile', 'cut', 'find_on_hub', 'unreachable', 'HubSet', 'is_lost', 'parts_of',
-           'documents', 'id_type', 'encode_documents', 'encode_text', 'start_worker', 'encode_chunk', 'in_order',
-           'chunked', 'WorkerLost', 'encoded', 'split_of', 'ShardWriter', 'write_json', 'request_of', 'val_target',
+           'documents', 'split_of', 'id_type', 'encode_documents', 'encode_text', 'start_worker', 'encode_chunk',
+           'in_order', 'chunked', 'WorkerLost', 'encoded', 'ShardWriter', 'write_json', 'request_of', 'val_target',
            'out_dir', 'workers_of', 'text_sample', 'open_writer', 'Progress', 'fill', 'prepare', 'meta_of',
            'refuse_all_val', 'report', 'main', 'stopped']
 
@@ -74,7 +74,7 @@ def read_file(
         raise UserError(f"{path} cannot be read ({e}): is it damaged?") from None
 
 def read_parquet(path, first=0):
-    "The text column of a parquet file, a few rows in memory at a time; whole row groups are skipped"
+    "The text column of a parquet file, a few rows in memory; whole row groups are skipped"
     try: import pyarrow.parquet as pq
     except ModuleNotFoundError:
         raise UserError(f"{path}: reading parquet needs pyarrow: "
@@ -222,6 +222,18 @@ def documents(
             if text and not text.isspace(): yield text, [i, within]
         within = 0
 
+# %% ../nbs/tough/21_prepare.ipynb #split-of
+def split_of(
+    val:dict,        # documents, tokens and bytes of validation so far
+    train:dict,      # the same of training
+    val_tokens:int,  # validation wants this many,
+    val_bytes:float, # but no more bytes than this
+) -> str:            # "val" or "train": where the next document goes, as a whole
+    "Validation takes documents from the front until it has enough; all that follow are training"
+    if train["documents"]: return "train"
+    enough = val["tokens"] >= val_tokens or val["bytes"] >= val_bytes
+    return "train" if val["documents"] and enough else "val"
+
 # %% ../nbs/tough/21_prepare.ipynb #encode-documents
 def id_type(
     n_vocab:int, # ids are 0 to n_vocab - 1
@@ -332,18 +344,6 @@ def encoded(
                          "with what is on disk, --workers 1 does without; a script of your own "
                          "must call prepare under if __name__ == \"__main__\":") from None
     finally: pool.shutdown(wait=True, cancel_futures=True)
-
-# %% ../nbs/tough/21_prepare.ipynb #split-of
-def split_of(
-    val:dict,        # documents, tokens and bytes of validation so far
-    train:dict,      # the same of training
-    val_tokens:int,  # validation wants this many,
-    val_bytes:float, # but no more bytes than this
-) -> str:            # "val" or "train": where the next document goes, as a whole
-    "Validation takes documents from the front until it has enough; all that follow are training"
-    if train["documents"]: return "train"
-    enough = val["tokens"] >= val_tokens or val["bytes"] >= val_bytes
-    return "train" if val["documents"] and enough else "val"
 
 # %% ../nbs/tough/21_prepare.ipynb #shard-writer
 @dataclass
