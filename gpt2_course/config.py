@@ -232,7 +232,7 @@ def gpt2_preset(
 ) -> TrainConfig:
     "A GPT-2 size for ten billion tokens, with GPT-3's hyperparameters"
     return TrainConfig(
-        preset=name, data="data/cache/fineweb-edu", out=f"runs/{name}",
+        preset=name, data="data/cache/fineweb-edu-gpt2", out=f"runs/{name}",
         steps=10_000_000_000 // batch_tokens, batch_tokens=batch_tokens, micro_batch=micro_batch,
         eval_tokens=20 * 524_288, save_every=1000, sample_prompt="Hello, I'm a language model,",
         model=GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd),

@@ -131,7 +131,9 @@ def find_on_hub(
 ) -> dict:      # revision (a commit) and files, sorted
     "Ask the hub, once and without patience, which files a source has now"
     repo, folder, _ = HUB[name]
-    try: from huggingface_hub import HfApi
+    try:
+        import datasets # needed later: say now if it is missing
+        from huggingface_hub import HfApi
     except ModuleNotFoundError: raise UserError(NO_DATASETS.format(name)) from None
     try:
         for revision in (pin["revision"],) if pin else (None, CONVERTED):
@@ -150,7 +152,7 @@ NO_DATASETS = ("SOURCE {} is streamed by the package datasets, which is not inst
 
 def unreachable(name, error): # the `UserError` of a hub that does not answer as it should
     where = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{HUB[name][0]}"
-    words = (str(error).strip().splitlines() or [""])[0].rstrip(".: ")[:150]
+    words = (str(error).strip().splitlines() or [""])[0].partition(". ")[0][:150]
     return UserError(f"SOURCE {name}: {where} cannot be read ({type(error).__name__}: {words}): "
                      "check the network (HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, "
                      "HF_HUB_OFFLINE=1 forbids it), then give the same command again")
@@ -183,8 +185,7 @@ class HubSet:
                 tries += 1
 
     def stream(self, after): # as `documents`, until the connection is lost
-        try: import datasets
-        except ModuleNotFoundError: raise UserError(NO_DATASETS.format(self.name)) from None
+        import datasets
         datasets.config.STREAMING_READ_MAX_RETRIES = 1 # patience is this class's business
         datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
         datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)

@@ -74,8 +74,8 @@ def test_ids_are_tiktokens_own_for_any_number_of_workers(run, tmp_path, workers)
 
 def test_shards_do_not_depend_on_the_number_of_workers(run, tmp_path):
     "Chunks of very unequal size, so that workers finish out of turn"
-    rng = random.Random(1)
-    texts = ["".join(rng.choices("to be or not \n", k=rng.choice([10, 1000, 10**5, 10**6]))) for _ in range(16)]
+    rng, book = random.Random(1), " ".join(sample_texts())
+    texts = [book[: rng.choice([10, 1000, 10**5, 6 * 10**5])] for _ in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     for workers in (0, 2, 3):
         run(["-m", "gpt2_course.prepare", tmp_path / "rows.jsonl", "--out", tmp_path / str(workers), "--shard-tokens", "300000", "--workers", workers])
@@ -165,7 +165,7 @@ def corpus(tmp_path_factory):
     here = tmp_path_factory.mktemp("corpus")
     texts = sample_texts()
     with open(here / "rows.jsonl", "w") as f:
-        for i in range(60):
+        for i in range(20):
             f.writelines(json.dumps({"text": f"{i} {text}"}) + "\n" for text in texts)
     prepare.prepare(PrepareConfig((str(here / "rows.jsonl"),), out=str(here / "whole"), shard_tokens=100_000), quiet=True)
     return here / "rows.jsonl", shards(here / "whole")
@@ -436,14 +436,15 @@ def test_no_network_is_one_line(run, tmp_path, source, env):
     assert not (tmp_path / "data").exists()
 
 
-def test_without_datasets_is_one_line(run, tmp_path):
+@pytest.mark.parametrize("missing", ["datasets", "huggingface_hub"])
+def test_without_datasets_is_one_line(tmp_path, missing):
     (tmp_path / "front").mkdir()
-    (tmp_path / "front" / "huggingface_hub.py").write_text("raise ModuleNotFoundError('No module named huggingface_hub')")
-    path = os.pathsep.join([str(tmp_path / "front"), offline_env()["PYTHONPATH"]])
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2_course.prepare", "fineweb-edu"], cwd=tmp_path, env=offline_env() | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    (tmp_path / "front" / f"{missing}.py").write_text(f"raise ModuleNotFoundError('No module named {missing}')")
+    env = offline_env()
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "front"), env["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, "-m", "gpt2_course.prepare", "fineweb-edu"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'gpt2_course[data]'" in refused(done)
+    assert not (tmp_path / "data").exists()
 
 
 # --- progress ---
