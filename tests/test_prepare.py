@@ -198,7 +198,9 @@ def alive(processes) -> list:
 def finish(run, corpus, out, whole, workers):
     "The same command again: it goes on, and the result is that of an undisturbed run"
     assert not (out / "meta.json").exists(), "it had finished before it was stopped"
-    kept = {p: p.stat().st_mtime_ns for p in sorted(out.glob("*.bin"))[:-1]}
+    noted = json.loads((out / "progress.json").read_text())["shards"]
+    kept = {out / name: (out / name).stat().st_mtime_ns for name in noted}
+    assert len(kept) >= 2
     run(["-m", "gpt2_course.prepare", corpus, "--out", out, "--shard-tokens", "100000", "--workers", workers])
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "finished shards were written again"
     assert shards(out) == whole
