@@ -150,6 +150,7 @@ def check_train(cfg): # raises `UserError` for the first value that cannot be
                  "hellaswag_every", "hellaswag_rows"):
         require(getattr(cfg, name) >= 0, f"{flag(name)} is {getattr(cfg, name)}: "
                 "it cannot be negative")
+    require(cfg.seed < 2**63, f"--seed is {cfg.seed}: give a number below 2**63")
     for name, known in CHOICES.items():
         value = getattr(cfg, name)
         for v in (value if isinstance(value, tuple) else (value,)):

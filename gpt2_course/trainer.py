@@ -11,7 +11,7 @@ __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf1
            'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
-import copy, json, math, os, shutil, signal, time
+import copy, json, math, os, random, shutil, signal, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -312,7 +312,8 @@ def build(
     tok = tokenizer.load(Path(cfg.data)/"tokenizer.json")
     loader = TokenLoader(open_split(cfg.data, "train"), cfg.micro_batch, cfg.model.block_size,
                          cfg.seed, cfg.order, world.rank, world.size, eot=tok.eot_token)
-    torch.manual_seed(cfg.seed + 1 + world.rank)
+    mine = cfg.seed + 1 + world.rank # dropout differs from rank to rank
+    for sow in (torch.manual_seed, np.random.seed, random.seed): sow(mine % 2**32)
     val = open_split(cfg.data, "val")
     return Run(plan, world, raw, plain if sliced else fast, model, optimizer, scaler, loader, val,
                tok, plain)
