@@ -194,6 +194,7 @@ class SampleConfig:
         for name in ("num_samples", "max_new_tokens"):
             require(getattr(self, name) > 0, f"{flag(name)} is {getattr(self, name)}: "
                     "give a whole number above 0")
+        require(abs(self.seed) < 2**63, f"--seed is {self.seed}: give a number below 2**63")
         require(self.checkpoint in ("best", "last"),
                 f"--checkpoint {self.checkpoint!r} is unknown: choose best or last")
         require(self.device in CHOICES["device"], f"--device {self.device!r} is unknown: "

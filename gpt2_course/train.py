@@ -19,8 +19,8 @@ def value_of(
     name:str,        # a flag such as "--preset"
     argv:list[str],
 ) -> str | None:     # its value, if it is given
-    "Look at one flag before all are parsed"
-    for i, a in enumerate(argv):
+    "Look at one flag before all are parsed; of several, the last counts"
+    for i, a in reversed(list(enumerate(argv))):
         if a == name and i + 1 < len(argv): return argv[i + 1]
         if a.startswith(name + "="): return a.partition("=")[2]
     return None
