@@ -270,7 +270,7 @@ def fits(
 ) -> bool:
     "Whether JSON gave a field what it wants; a whole number will do for a float"
     if get_origin(kind) is tuple:
-        return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        return isinstance(value, (list, tuple)) and all(fits(v, get_args(kind)[0]) for v in value)
     kinds = get_args(kind) or (kind,) # str | None has two
     if isinstance(value, bool): return bool in kinds
     return isinstance(value, kinds) or float in kinds and isinstance(value, int)

@@ -556,6 +556,9 @@ def start_run(
         checkpoint.write_text(out/"config.json", json.dumps(asdict(plan.cfg), indent=1) + "\n")
         tokenizer.save(run.tok, out/"tokenizer.json")
     if plan.resume: restore(run, plan.resume, say)
+    at = {int(s) for s in gather(torch.tensor(run.step), world, plan.device)}
+    require(len(at) == 1, f"the processes begin at different steps {sorted(at)}: --out {out} must "
+            "lie on a disk that all machines share")
     return run
 
 def set_status(
