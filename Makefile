@@ -27,6 +27,7 @@ help:
 	@echo 'make train   train a small GPT-2 on Shakespeare (two processes on a CPU, one per GPU), print samples, plot the loss'
 	@echo 'make lab     open the course in JupyterLab, in your own copy: my_course/'
 	@echo 'make test    run the tests'
+	@echo 'make soak    kill, fill the disk, flip bits: the reliability scorecard in full (half an hour)'
 	@echo 'make clean   remove build products and caches'
 	@echo
 	@echo 'Variables: PYTHON=python3.12 picks the Python; TORCH_INDEX=URL picks where torch comes from;'
@@ -102,6 +103,11 @@ endif
 
 test: .venv/.test-ready
 	$(PY) -m pytest -q $(ARGS)
+
+# --short for the counts of make test, --only NAME … for some rows
+.PHONY: soak
+soak: .venv/.test-ready
+	$(PY) tests/soak.py $(ARGS)
 
 # my_course/ is the reader's: only what is not there yet is copied.
 lab: .venv/.lab-ready

@@ -11,7 +11,7 @@ __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf1
            'evaluate_only', 'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
-import copy, json, math, shutil, signal, time
+import copy, json, math, os, random, shutil, signal, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import checkpoint, tokenizer
 from .attention import ATTENTION
 from .bigram import bigram_baseline
-from .config import GPTConfig, TrainConfig, UserError, from_dict, read_json, require
+from .config import GPTConfig, TrainConfig, UserError, from_dict, require
 from .data import TokenLoader, open_split, read_meta, verify
 from .distributed import World, any_over, gather, pick_device, slice_like, slice_up
 from .distributed import sum_over, whole, wrap
@@ -115,19 +115,22 @@ def check_out(
     out = Path(cfg.out)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: choose a directory")
     if cfg.eval_only: return None
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    require(nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
+            f"--out {out}: {nearest} cannot be written: choose another directory")
     if not cfg.resume:
         require(not checkpoint.steps(out), f"--out {out} already holds a run: "
                 "go on with it by --resume, or choose another --out")
         return None
     path = checkpoint.newest(out, say)
-    meta_then = read_json(path/"meta.json")
+    meta_then = checkpoint.read_description(path)
     then = from_dict(GPTConfig, meta_then["config"]["model"], where=path/"meta.json")
     other = ", ".join(f"{k} {v} there, {asdict(cfg.model)[k]} here" for k, v in asdict(then).items()
                       if v != asdict(cfg.model)[k])
     require(not other, f"--resume: {path} has another shape ({other}): "
             "give the same, or choose another --out")
-    require(meta_then["data"] == data_digest(meta), f"--resume: {cfg.data} is not the data that "
-            f"{out} was trained on: give the same --data, or choose another --out")
+    require(meta_then.get("data") == data_digest(meta), f"--resume: {cfg.data} is not the data "
+            f"that {out} was trained on: give the same --data, or choose another --out")
     return path
 
 def data_digest(
@@ -143,7 +146,7 @@ def first_weights(
 ) -> GPT | None:      # None: drawn at random, or read from the checkpoint of a resume
     "The model that --init-from names, or the run in --out where it is only evaluated"
     source = cfg.init_from or (cfg.out if cfg.eval_only else None)
-    if cfg.resume or not source: return None
+    if not source or cfg.resume and not cfg.eval_only: return None
     model, theirs = checkpoint.open_model(source)
     require(same_tokenizer(theirs, tok), f"{source} was trained with another tokenizer "
             f"({theirs.n_vocab:,} tokens) than {cfg.data} was prepared with ({tok.n_vocab:,}): "
@@ -309,7 +312,8 @@ def build(
     tok = tokenizer.load(Path(cfg.data)/"tokenizer.json")
     loader = TokenLoader(open_split(cfg.data, "train"), cfg.micro_batch, cfg.model.block_size,
                          cfg.seed, cfg.order, world.rank, world.size, eot=tok.eot_token)
-    torch.manual_seed(cfg.seed + 1 + world.rank)
+    mine = cfg.seed + 1 + world.rank # dropout differs from rank to rank
+    for sow in (torch.manual_seed, np.random.seed, random.seed): sow(mine % 2**32)
     val = open_split(cfg.data, "val")
     return Run(plan, world, raw, plain if sliced else fast, model, optimizer, scaler, loader, val,
                tok, plain)
@@ -489,7 +493,7 @@ def save_run(
     where = Path(c.out)/"checkpoints"
     checkpoint.write_text(where/"last", name)
     if best: checkpoint.write_text(where/"best", name)
-    checkpoint.prune(c.out, c.keep, run.best_name, c.snapshot_every)
+    checkpoint.prune(c.out, c.keep, run.best_name, c.snapshot_every, run.step)
 
 # %% ../nbs/tough/20_trainer.ipynb #restore
 def restore(
@@ -509,6 +513,8 @@ def restore(
               "the data goes on where it stopped, dropout draws anew")
     if run.world.main:
         for name in ("metrics.jsonl", "samples.jsonl"): drop_rows(Path(run.cfg.out)/name, run.step)
+        for name, step in (("last", path.name), ("best", run.best_name)):
+            if step: checkpoint.write_text(path.with_name(name), step)
     say(f"resumed from {path} at step {run.step}")
 
 def drop_rows(
@@ -550,6 +556,9 @@ def start_run(
         checkpoint.write_text(out/"config.json", json.dumps(asdict(plan.cfg), indent=1) + "\n")
         tokenizer.save(run.tok, out/"tokenizer.json")
     if plan.resume: restore(run, plan.resume, say)
+    at = {int(s) for s in gather(torch.tensor(run.step), world, plan.device)}
+    require(len(at) == 1, f"the processes begin at different steps {sorted(at)}: --out {out} must "
+            "lie on a disk that all machines share")
     return run
 
 def set_status(
@@ -558,7 +567,8 @@ def set_status(
 ):
     "status.json says how a run ended: torchrun's exit status does not"
     if run.world.main: checkpoint.write_text(Path(run.cfg.out)/"status.json", json.dumps(
-        dict(state=state, step=run.step, steps=run.cfg.steps)))
+        dict(state=state, step=run.step, steps=run.cfg.steps,
+             launch=os.environ.get("TORCHELASTIC_RUN_ID")))) # a crash is taken up by its own launch
 
 # %% ../nbs/tough/20_trainer.ipynb #fit
 def fit(
