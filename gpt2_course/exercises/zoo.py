@@ -4,31 +4,31 @@
 
 # %% auto #0
 __all__ = ['BUGS', 'NAMES', 'CASES', 'CONV1D', 'Bug', 'lab', 'symptom', 'find_bug', 'shown', 'right_letter', 'diagnose',
-           'letters', 'tiny', 'stream', 'learn', 'length', 'digest', 'weights_of', 'trained', 'normal', 'warm_up',
-           'late_warm_up', 'still_water', 'std_of', 'wide_std', 'redraw', 'spread', 'high_tide', 'tokens_per_second',
-           'slow_speed', 'snail', 'override', 'deaf_to', 'deaf', 'orders', 'parse_with_json', 'each_flag', 'windows',
-           'same_windows', 'parrot', 'before_change', 'id_rows', 'strided', 'shares', 'column_shares', 'through',
-           'prophet', 'softmax_numpy', 'mixed', 'told_twice', 'short_memory', 'attention_numpy', 'with_mask',
-           'attend_by', 'angles', 'whole_table', 'one_size', 'angles_numpy', 'positions', 'one_behind', 'stammer',
-           'descend', 'snowball_descend', 'snowball', 'lines_of_points', 'descend_numpy', 'one_big_step',
-           'whole_gradient', 'undivided', 'brass_band', 'gradient_of_rows', 'step_batches', 'token_gradient',
-           'small_voices', 'token_sum', 'plan', 'spilt', 'heartbeat', 'plan_by_counting', 'ready', 'clip', 'clip_first',
-           'standstill', 'scaled_gradients', 'ready_numpy', 'through_half', 'unscaled_half', 'ghosts',
-           'faint_gradients', 'half_numpy', 'decayed', 'by_name', 'wither', 'shapes_of', 'order', 'in_order', 'tide',
-           'due', 'never_due', 'night_watch', 'safe_mean', 'plain_mean', 'black_hole', 'some_targets', 'surprise',
-           'case', 'one_rank', 'ranks', 'rows_of', 'micro_batches', 'wish_too_late', 'Recorder', 'Pass',
-           'drifting_twins', 'lambda_ddp', 'always', 'never', 'chorus', 'share_numpy', 'seeds', 'one_seed',
-           'loaded_dice', 'last_steps', 'each_for_itself', 'silence', 'wishes_of', 'steps_in', 'as_rank_0_sees_it',
-           'short_rations', 'rate_of_dropout', 'restless', 'log_likelihood', 'rounded_likelihood', 'coin_toss',
-           'head_and_targets', 'likelihood_numpy', 'next_shares', 'padded_shares', 'foreign_tongue',
-           'shares_of_real_ids', 'targets_of', 'no_end', 'lines_of_hamlet', 'babbler', 'filled_rows', 'targets_by_hand',
-           'cut_targets', 'top_k_shares', 'cut_shares', 'lottery', 'top_k_numpy', 'split', 'cut_split', 'deja_vu',
-           'shard_sizes', 'write_shards', 'big_fish', 'cut_once', 'never_cut', 'checkpoints', 'early_checkpoints',
-           'yesterday', 'some_gradients', 'by_sums', 'one_tensor', 'best_weights', 'best_reference', 'mirror',
-           'layers_and_changes', 'best_numpy', 'last_of', 'where', 'at_the_start', 'groundhog', 'to_linear', 'by_shape',
-           'sideways', 'conv_states', 'transposed_numpy', 'Pair', 'load_table', 'assigned', 'divorce', 'half_assigned',
-           'clean', 'stranger', 'compiled_states', 'OldModel', 'OldConfig', 'portable', 'essence', 'heirloom',
-           'old_configs']
+           'visited', 'letters', 'tiny', 'stream', 'learn', 'length', 'digest', 'weights_of', 'trained', 'normal',
+           'warm_up', 'late_warm_up', 'still_water', 'std_of', 'wide_std', 'redraw', 'spread', 'high_tide',
+           'tokens_per_second', 'slow_speed', 'snail', 'override', 'deaf_to', 'deaf', 'orders', 'parse_with_json',
+           'each_flag', 'windows', 'same_windows', 'parrot', 'before_change', 'id_rows', 'strided', 'shares',
+           'column_shares', 'through', 'prophet', 'softmax_numpy', 'mixed', 'told_twice', 'short_memory',
+           'attention_numpy', 'with_mask', 'attend_by', 'angles', 'whole_table', 'one_size', 'angles_numpy',
+           'positions', 'one_behind', 'stammer', 'descend', 'snowball_descend', 'snowball', 'lines_of_points',
+           'descend_numpy', 'one_big_step', 'whole_gradient', 'undivided', 'brass_band', 'gradient_of_rows',
+           'step_batches', 'token_gradient', 'small_voices', 'token_sum', 'plan', 'spilt', 'heartbeat',
+           'plan_by_counting', 'ready', 'clip', 'clip_first', 'standstill', 'scaled_gradients', 'ready_numpy',
+           'through_half', 'unscaled_half', 'ghosts', 'faint_gradients', 'half_numpy', 'decayed', 'by_name', 'wither',
+           'shapes_of', 'order', 'in_order', 'tide', 'due', 'never_due', 'night_watch', 'safe_mean', 'plain_mean',
+           'black_hole', 'some_targets', 'surprise', 'case', 'plainly', 'one_rank', 'ranks', 'rows_of', 'micro_batches',
+           'wish_too_late', 'Recorder', 'Pass', 'drifting_twins', 'lambda_ddp', 'always', 'never', 'chorus',
+           'share_numpy', 'seeds', 'one_seed', 'loaded_dice', 'last_steps', 'each_for_itself', 'silence', 'wishes_of',
+           'steps_in', 'as_rank_0_sees_it', 'short_rations', 'rate_of_dropout', 'restless', 'log_likelihood',
+           'rounded_likelihood', 'coin_toss', 'head_and_targets', 'likelihood_numpy', 'next_shares', 'padded_shares',
+           'foreign_tongue', 'shares_of_real_ids', 'targets_of', 'no_end', 'lines_of_hamlet', 'babbler', 'filled_rows',
+           'targets_by_hand', 'cut_targets', 'top_k_shares', 'cut_shares', 'lottery', 'top_k_numpy', 'split',
+           'cut_split', 'deja_vu', 'shard_sizes', 'write_shards', 'big_fish', 'cut_once', 'never_cut', 'checkpoints',
+           'early_checkpoints', 'yesterday', 'some_gradients', 'by_sums', 'one_tensor', 'best_weights',
+           'best_reference', 'mirror', 'layers_and_changes', 'best_numpy', 'last_of', 'where', 'at_the_start',
+           'groundhog', 'to_linear', 'by_shape', 'sideways', 'conv_states', 'transposed_numpy', 'Pair', 'load_table',
+           'assigned', 'divorce', 'half_assigned', 'clean', 'stranger', 'compiled_states', 'OldModel', 'OldConfig',
+           'portable', 'essence', 'heirloom', 'old_configs']
 
 # %% ../../nbs/reference/exercises_zoo.ipynb #imports
 import hashlib, json, math, os, re, subprocess, sys, tempfile, time
@@ -110,6 +110,13 @@ def diagnose(
     text, reply = choices[letter]
     return Verdict("right" if right else "mistake",
                    f"{'✓' if right else '✗'} {name}: {text}. {'Yes' if right else 'No'}: {reply}")
+
+# %% ../../nbs/reference/exercises_zoo.ipynb #visited
+def visited():
+    "Print how many bugs of the zoo are diagnosed and how many are mended"
+    tally = read_tally()
+    right = lambda part: sum(tally.get(part, {}).get(n, {}).get("state") == "right" for n in BUGS)
+    print(f"the zoo has {len(BUGS)} bugs: {right('diagnoses')} diagnosed, {right('checks')} mended")
 
 # %% ../../nbs/reference/exercises_zoo.ipynb #patient
 @cache
@@ -1241,12 +1248,12 @@ lab("wither", "LayerNorm weights decayed", "LayerNorm weights shrink together, s
     "means of parameters by step", "medium/12_optim.ipynb",
     "https://github.com/karpathy/minGPT/pull/16", wither, (
         ("weight decay pulls them to 0: the rule that should spare them looks for another name",
-         "it looks for \"norm\", and they are called ln_1, ln_2 and ln_f: all shrink at one pace"),
+         "it looks for \"norm\", and they are called ln_1, ln_2 and ln_f: all of them sink"),
         ("the gradients vanish", "a weight without a gradient stays where it is; these move every "
          "step"),
-        ("the learning rate is too high", "then they would jump about, not sink in step"),
-        ("the loss wants small activations", "each would find its own level; they sink in step, "
-         "from the very first steps")),
+        ("the learning rate is too high", "then they would jump about, not sink smoothly"),
+        ("the loss wants small activations", "then they would sink while it helps and come to "
+         "rest; these sink from the very first step, and go on")),
     answer="decayed",
     task="The sorted names of the parameters that weight decay shall shrink: matrices and "
          "embeddings, from a dict of names and shapes.",
@@ -1411,13 +1418,13 @@ def surprise(logits, targets):
     s = [np.log(np.exp(r).sum()) - r[t] for r, t in zip(z, targets.tolist()) if t >= 0]
     return float(np.mean(s)) if s else 0.0
 
-lab("black_hole", "a batch of padding only: 0 / 0", "NaN from one step to the next, with a quiet "
-    "gradient before it", "doctor, and the rows before the first NaN", "easy/04_loss.ipynb",
+lab("black_hole", "a batch of padding only: 0 / 0", "one NaN, with a quiet gradient before it and "
+    "after", "doctor, and the rows before the first NaN", "easy/04_loss.ipynb",
     "https://github.com/pytorch/pytorch/issues/70348", black_hole, (
         ("a batch has no target at all, and the mean of nothing is 0 / 0",
-         "the row where it begins counts 0 targets; the gradient was calm until then"),
+         "the row counts 0 targets; before and after it all is calm"),
         ("the learning rate is too high", "then loss and gradient norm would climb for some steps "
-         "before; here they are at their lowest"),
+         "before, and nothing would be well afterwards"),
         ("float16 overflows", "this run is in float32; and an overflow shows in the norm first"),
         ("a token id is outside the vocabulary", "that raises an error and makes no NaN")),
     answer="safe_mean",
@@ -1426,7 +1433,8 @@ lab("black_hole", "a batch of padding only: 0 / 0", "NaN from one step to the ne
     inputs=some_targets, oracle=surprise,
     wrongs=(
         Wrong("nothing is divided by nothing", plain_mean,
-              "0 / 0 is NaN, its gradient too, and one step later every weight."),
+              "0 / 0 is NaN. No gradient comes of it here, but every average that meets it is NaN, "
+              "and a trainer that stops at NaN stops."),
         Wrong("it is divided by all positions",
               lambda z, y: float(F.cross_entropy(z, y, ignore_index=-1, reduction="sum") / len(y)),
               "No NaN any more, but padding dilutes the loss: the fix breaks what was right."),
@@ -1444,6 +1452,9 @@ def case(fn):
     CASES[fn.__name__] = fn
     return fn
 
+def plainly(message): # the first line, without places in gloo's code and ports
+    return re.sub(r"\[[^]\s]*[/.][^]]*\]\S* ?|\. .*", "", message.splitlines()[0])[:75]
+
 def one_rank(names, rank, world, folder, patience):
     "The life of one process: one case after the other"
     import torch.distributed as dist
@@ -1456,8 +1467,7 @@ def one_rank(names, rank, world, folder, patience):
             def say(**row): file.write(json.dumps(dict(case=name, rank=rank, **row)) + "\n")
             group = dist.new_group(timeout=timedelta(seconds=patience))
             try: CASES[name](rank, world, say, group)
-            except RuntimeError as e: # without the places in gloo's code and its ports
-                say(ended=re.sub(r"\[[^]]*\]\S* ?(?!is)|\. .*", "", str(e).splitlines()[0])[:75])
+            except RuntimeError as e: say(ended=plainly(str(e)))
     os._exit(0) # gloo's threads may wait for a peer that is gone
 
 @cache
@@ -1585,8 +1595,9 @@ def chorus(rank, world, say, group):
         for p in model.parameters(): dist.all_reduce(p.grad); p.grad /= world
         with torch.no_grad():
             for p in model.parameters(): p -= 0.1 * p.grad
-        say(step=s, weights=digest(*model.parameters()), loss=loss.item(), own_norm=own,
-            averaged_norm=length([p.grad for p in model.parameters()]))
+        averaged = length([p.grad for p in model.parameters()])
+        say(step=s, weights=digest(*model.parameters()), loss=loss.item(),
+            own_norm=round(own, 8), averaged_norm=round(averaged, 8))
 
 def share_numpy(position, B, rank, world):
     "Rows of a table"
@@ -1810,7 +1821,7 @@ lab("restless", "the fused attention keeps dropping in eval mode",
         ("model.eval() was forgotten", "the model says training: False"),
         ("the validation batches differ", "it is one batch, ten times"),
         ("the kernel is not deterministic", "on one core the same sums give the same bits; and the "
-         "losses differ in the third digit, not the last")),
+         "losses differ in the fourth digit, not the last")),
     answer="rate_of_dropout",
     task="The dropout_p to hand to F.scaled_dot_product_attention, from the config's p and the "
          "module's `training`.",
@@ -2351,9 +2362,9 @@ def mirror() -> str:
     "Overfit eight rows, keep the best weights in memory, load them at the end"
     model, batch = tiny(), stream(8).next()
     val, told, best, kept = stream(64, split=2).next(), [], math.inf, None
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for s in range(20, 161, 20):
-        learn(model, 20, lambda s: batch, opt)
+    opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for s in range(8, 97, 8):
+        learn(model, 8, lambda s: batch, opt)
         with torch.no_grad(): loss = model(*val).item()
         if loss < best: best, kept = loss, model.state_dict()
         told.append(f"step {s:3}   validation {loss:.4f}" + "   best so far" * (loss == best))
