@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+import regex
+
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # works from a bare checkout, too
@@ -28,12 +30,23 @@ WEIGHTS = "weights.bin"
 MOST = 8_000_000  # bytes of the whole folder: what a reader's phone should have to fetch
 
 
+def ranges(pattern: str) -> list[list[int]]:
+    "First and last code points of the runs of characters that `pattern`, one character's, takes"
+    every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)  # surrogates are no characters
+    runs = []
+    for found in regex.finditer(f"{pattern}+", every):
+        first, last = ord(found[0][0]), ord(found[0][-1])
+        runs += [[first, 0xD7FF], [0xE000, last]] if first < 0xD800 <= last else [[first, last]]
+    return runs
+
+
 def tokenizer_spec(tok) -> dict:
     "What docs/demo/tokenizer.js makes its tokenizer from"
     if hasattr(tok, "chars"):
         return dict(kind="char", chars=tok.chars)
     if hasattr(tok, "merges"):
-        return dict(kind="bpe", merges=tok.merges)
+        classes = dict(L=ranges(r"\p{L}"), N=ranges(r"\p{N}"), Z=ranges(r"\s"))
+        return dict(kind="bpe", merges=tok.merges, classes=classes)
     raise UserError("this run speaks GPT-2's own vocabulary, which the demo does not hold: give a run with characters or bpe:VOCAB_SIZE")
 
 

@@ -285,14 +285,21 @@ def test_tokens_equal_the_packages(browser, runs):
     folder, _, bpe = runs["bpe"]
     rng = np.random.default_rng(0)
     points = [*range(0x20, 0x2FF), *range(0x370, 0x600), *range(0x2000, 0x2070), *range(0x3000, 0x3100), *range(0x1F600, 0x1F640), 9, 10, 13, 0x85]
+    alike = [(0x3500, 0x9F00), (0xAD00, 0xD700), (0xD800, 0xF800), (0x20100, 0x2A600), (0x2A800, 0x110000)]  # long runs of one kind
+    every = [chr(i) for i in range(0x110000) if not any(a <= i < b for a, b in alike)]
+    every += [chr(i) for a, b in alike for i in range(a, b, 83) if not 0xD800 <= i < 0xE000]
     texts = ODD + PROMPTS + ["".join(map(chr, rng.choice(points, 40))) for _ in range(200)]
     with opened(browser, folder) as page:
         got = js(page, "return argument.map((text) => [tok.encode(text), tok.decode(tok.encode(text))])", texts)
+        # all kinds of characters, between two letters and after a question mark: cut into the same pieces
+        whole = ["".join(f"a{c}b ?{c}" for c in every[i : i + 50_000]) for i in range(0, len(every), 50_000)]
+        pieces = js(page, "return argument.map((text) => text.match(tok.pattern).map((word) => [...word].length).join(' '))", whole)
         cut = [rng.integers(0, bpe.n_vocab, 30).tolist() for _ in range(50)]
         decoded = js(page, "return argument.map((ids) => tok.decode(ids))", cut)
     for text, (ids, back) in zip(texts, got):
         assert ids == bpe.encode(text), repr(text)
         assert back == text
+    assert pieces == [" ".join(str(len(word)) for word in tokenizer.split_words(text)) for text in whole]
     assert decoded == [bpe.decode(ids) for ids in cut]  # bytes that are not UTF-8
     assert max(map(len, bpe.bytes)) > 3 and any(max(ids, default=0) > 255 for ids, _ in got)  # merges took part
 

@@ -2,9 +2,13 @@
 
 export const EOT = "<|endoftext|>"; // the token between documents
 
-// GPT-2's own pattern. Python's \s is Unicode's White_Space; JavaScript's differs from it (U+0085, U+FEFF), so it is spelled out.
-const PATTERN =
-  /'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+// GPT-2's own pattern. Which characters are letters (L), numbers (N) and spaces (Z) comes with the tokenizer, as ranges of code
+// points: browsers know older or newer versions of Unicode than the Python that trained it, and JavaScript's \s is not Python's.
+export function makePattern({ L, N, Z }) {
+  const text = (ranges) => ranges.map(([from, to]) => `\\u{${from.toString(16)}}-\\u{${to.toString(16)}}`).join("");
+  const [l, n, z] = [L, N, Z].map(text);
+  return new RegExp(`'(?:[sdmt]|ll|ve|re)| ?[${l}]+| ?[${n}]+| ?[^${z}${l}${n}]+|[${z}]+(?![^${z}])|[${z}]+`, "gu");
+}
 
 const toBytes = new TextEncoder();
 // made once a call: a decoder keeps no state, and a byte order mark is text like any other
@@ -43,12 +47,10 @@ export function merge(ids, a, b, merged) {
   return out;
 }
 
-// Cut a text into the pieces inside which BPE may merge
-export const splitWords = (text) => text.match(PATTERN) ?? [];
-
 // 256 bytes, the merges in the order of their learning, <|endoftext|> as the last id
 export class BPETokenizer {
-  constructor(merges) {
+  constructor(merges, classes) {
+    this.pattern = makePattern(classes);
     this.ranks = new Map(merges.map(([a, b], i) => [`${a},${b}`, 256 + i])); // pair -> the id it merges to
     this.bytes = Array.from({ length: 256 }, (_, i) => [i]);
     for (const [a, b] of merges) this.bytes.push([...this.bytes[a], ...this.bytes[b]]);
@@ -74,7 +76,7 @@ export class BPETokenizer {
 
   // any text; <|endoftext|> in it is ordinary text
   encode(text) {
-    return splitWords(text).flatMap((word) => {
+    return (text.match(this.pattern) ?? []).flatMap((word) => { // the pieces inside which BPE may merge
       if (!this.seen.has(word)) this.seen.set(word, this.encodeWord(word));
       return this.seen.get(word);
     });
@@ -90,6 +92,6 @@ export class BPETokenizer {
 // The tokenizer that a run's tokenizer.json describes
 export function makeTokenizer(spec) {
   if (spec.kind === "char") return new CharTokenizer(spec.chars);
-  if (spec.kind === "bpe") return new BPETokenizer(spec.merges);
+  if (spec.kind === "bpe") return new BPETokenizer(spec.merges, spec.classes);
   throw new RangeError(`the demo has no tokenizer of kind ${JSON.stringify(spec.kind)}`);
 }
