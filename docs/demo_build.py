@@ -19,10 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # works from a bare checkout, too
 
-from gpt2_course.checkpoint import find, load_model, untied  # noqa: E402
+from gpt2_course.checkpoint import find, find_tokenizer, load_model, untied  # noqa: E402
 from gpt2_course.config import UserError, read_json, require, run as run_command  # noqa: E402
 from gpt2_course.model import count_params  # noqa: E402
-from gpt2_course.sample import find_tokenizer  # noqa: E402
 
 PAGES = ROOT / "docs" / "demo"
 RUN = ROOT / "assets" / "runs" / "look-inside"

@@ -49,10 +49,10 @@ def serve(folder: Path):
 
 
 @contextmanager
-def opened(browser, folder: Path, **context):
-    "The demo in a fresh page; at the end: no console error, no request that failed or went to another host"
+def opened(browser, folder: Path, within: str = "", **context):
+    "The demo of folder/within in a fresh page; at the end: no console error, no request that failed or left that folder"
     server, wrong = serve(folder), []
-    base = f"http://127.0.0.1:{server.server_port}/"
+    base = f"http://127.0.0.1:{server.server_port}/{within}"
     page = browser.new_context(**context).new_page()
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -353,9 +353,152 @@ def test_the_page_writes(browser, demo, runs):
         page.fill("#prompt", "HAMLET é")
         assert "the character" in page.text_content("#status") and page.is_disabled("#generate")
         page.fill("#prompt", "")  # the beginning of a document
+        assert "prompt is empty" in page.text_content("#status")
         page.click("#step")
         assert page.locator(".chip").count() == 2
         page.fill("#prompt", "x" * 200)
         assert "sees its last 128" in page.text_content("#status")
         page.click("#step")
         assert page.locator(".chip").count() == 129
+
+
+def test_it_runs_under_any_path(browser, demo, tmp_path):
+    "All addresses are relative: a site may lie in any folder of a server"
+    shutil.copytree(demo, tmp_path / "courses" / "v1.2" / "demo")
+    with opened(browser, tmp_path, "courses/v1.2/demo/") as page:
+        page.click("#step")
+        assert page.locator(".chip.new").count() == 1
+
+
+def test_pausing_and_going_on_quickly_keeps_the_count(browser, demo):
+    "One loop writes, however fast the button is pressed; what a pause left is written later, unless the reader does otherwise"
+    with opened(browser, demo) as page:
+
+        def press(times: int) -> str:
+            return page.evaluate("(n) => { const b = document.getElementById('generate'); while (n--) b.click(); return b.textContent; }", times)
+
+        written = page.locator(".chip.new")
+        page.fill("#length", "10")
+        assert press(3) == "Pause"
+        page.wait_for_function("document.getElementById('generate').textContent === 'Generate'")
+        page.wait_for_timeout(300)
+        assert written.count() == 10 and page.text_content("#status") == "10 tokens written."
+        assert press(2) == "Go on" and "11 tokens written. Paused, 9 to go." in page.text_content("#status")
+        page.wait_for_timeout(200)
+        assert written.count() == 11
+        page.click("#back")
+        assert page.text_content("#generate") == "Generate" and written.count() == 10
+        assert press(2) == "Go on"
+        page.fill("#length", "4")  # a new wish
+        assert press(1) == "Pause"
+        page.wait_for_function("document.getElementById('status').textContent === '15 tokens written.'")
+        press(1)
+        page.fill("#prompt", "A new prompt")  # while it writes
+        page.wait_for_timeout(200)
+        assert written.count() == 0 and page.text_content("#generate") == "Generate"
+        page.fill("#length", "-3")
+        page.click("#generate")
+        page.wait_for_function("document.getElementById('status').textContent === '1 token written.'")
+        assert page.input_value("#length") == "1"
+
+
+@pytest.mark.parametrize("prompt", ["日本語", "👩‍👧 hello", "e\u0301", "\ud800", "tab\there", "\u202eright to left"])
+def test_what_the_model_cannot_read_is_named(browser, demo, prompt):
+    "Characters: the first unknown one is named, and leaving it out mends the page"
+    with opened(browser, demo) as page:
+        page.evaluate("(text) => { const p = document.getElementById('prompt'); p.value = text; p.dispatchEvent(new Event('input')); }", prompt)
+        unknown = next(c for c in prompt if not (c.isascii() and c.isprintable()))
+        shown = json.dumps(unknown, ensure_ascii=unknown in "\t\ud800")
+        assert f"the character {shown} is not among the 84" in page.text_content("#status")
+        assert all(page.is_disabled(button) for button in ("#generate", "#step", "#back"))
+        page.fill("#prompt", "Now")
+        assert page.is_enabled("#generate") and page.text_content("#status") == ""
+
+
+def test_any_text_is_a_prompt_for_bpe(browser, runs):
+    folder, model, tok = runs["bpe"]
+    with opened(browser, folder) as page:
+        for text in ("日本語テキスト 👩‍👩‍👧‍👦 Привет", " \n\t", "<b>bold</b> &amp; <script>1</script>", "\u202eright to left"):
+            page.fill("#prompt", text)
+            n, size = len(tok.encode(text)), model.cfg.block_size
+            assert page.text_content("#status") == (f"The prompt has {n} tokens: the model sees its last {size}." if n > size else "")
+            page.click("#step")
+            assert page.locator(".chip").count() == min(n, size) + 1
+            assert page.locator("#chips b, #plain b, #chips script").count() == 0  # text stays text
+
+
+def test_dials_out_of_range_are_refused(browser, demo):
+    body = "try { shapeProbs([1, 2, 3], argument); return null; } catch (error) { return `${error.name}: ${error.message}`; }"
+    with opened(browser, demo) as page:
+        for dials, told in ((dict(topK=0), "top-k is 0"), (dict(topP=0), "top-p is 0"), (dict(topP=2), "top-p is 2"), (dict(temperature=-1), "the temperature is -1")):
+            assert js(page, body, dials).startswith(f"RangeError: {told}: give ")
+        assert js(page, body, dict(topK=3, topP=1, temperature=0.1)) is None
+        for dial in ("temperature", "top-k", "top-p", "seed"):  # the sliders cannot leave the range either
+            for key in ("Home", "End"):
+                page.focus(f"#{dial}")
+                page.keyboard.press(key)
+                page.click("#step")
+        assert page.locator(".chip.new").count() == 8
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.bin"])
+@pytest.mark.parametrize("how", ["missing", "cut", "silent"])
+def test_a_failed_fetch_is_told(browser, demo, tmp_path, name, how):
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    if how == "missing":
+        (folder / name).unlink()
+    if how == "cut":
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    server = serve(folder)
+    page = browser.new_context().new_page()
+    try:
+        if how == "silent":
+            page.route(f"**/{name}", lambda route: route.abort())
+        page.goto(f"http://127.0.0.1:{server.server_port}/demo.html")
+        page.wait_for_selector("#status.wrong")
+        told = page.text_content("#status")
+        assert told.startswith(f"The model did not load: {name} ") and told.endswith("Reload the page to try again.")
+        assert page.is_disabled("#generate") and page.is_disabled("#prompt")
+    finally:
+        page.context.close()
+        server.shutdown()
+        server.server_close()
+
+
+def test_every_control_has_a_name_and_a_place_in_the_order_of_keys(browser, demo):
+    with opened(browser, demo) as page:
+        page.click("#step")
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll("button, input, textarea, [role=listbox], [role=img], [role=option]")].filter((e) =>
+              !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()
+                || (e.getAttribute("aria-labelledby") ?? "").split(" ").every((id) => document.getElementById(id)?.textContent.trim()) && e.hasAttribute("aria-labelledby")))
+              .map((e) => e.outerHTML)"""
+        )
+        assert not nameless
+        seen = []
+        page.focus("#prompt")
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            seen.append(page.evaluate("(e => e.id || e.getAttribute('aria-label') || e.tagName)(document.activeElement)"))
+        want = ["generate", "step", "back", "reset", "length", "chips", "greedy", "temperature", "top-k", "top-p", "seed", "Layer 1, head 1"]
+        assert [name for name in seen if name in want][: len(want)] == want
+
+
+def test_light_dark_and_paper(browser, demo):
+    "The reader's system, the course's own switch, and paper, which is white"
+    background = "getComputedStyle(document.body).backgroundColor"
+    with opened(browser, demo, color_scheme="dark") as page:
+        dark = page.evaluate(background)
+        cell = page.evaluate("document.getElementById('map').toDataURL()")
+        page.emulate_media(color_scheme="light")
+        assert page.evaluate(background) == "rgb(255, 255, 255)" != dark
+        assert page.evaluate("document.getElementById('map').toDataURL()") != cell  # the maps are drawn anew
+        page.evaluate("localStorage.setItem('mode', 'dark')")
+        page.reload()
+        page.wait_for_selector("#generate:enabled")
+        assert page.evaluate(background) == dark
+        page.emulate_media(media="print")
+        assert page.evaluate(background) == "rgb(255, 255, 255)"
+        assert page.evaluate("getComputedStyle(document.getElementById('chips')).maxHeight") == "none"
+        assert not page.is_visible("#generate")

@@ -15,6 +15,8 @@ let nPrompt = 0; // tokens that the reader gave
 let chosen = 0; // position of the chosen token
 let head = { layer: 0, head: 0 };
 let running = false;
+let turn = 0; // whose turn it is to write: a loop whose number is no longer this one stops
+let left = 0; // tokens that a pause left to be written
 
 // --- small words ---
 
@@ -64,11 +66,12 @@ function readPrompt() {
   const ids = tok.encode($("prompt").value);
   const size = model.cfg.block_size;
   if (ids.length > size) say(`The prompt has ${ids.length} tokens: the model sees its last ${size}.`);
+  if (!ids.length) say("The prompt is empty: the model begins a new document.");
   return ids.length ? ids.slice(-size) : [tok.eotToken];
 }
 
 function restart() {
-  running = false;
+  halt();
   say("");
   try {
     const ids = readPrompt();
@@ -90,8 +93,16 @@ function add(id) {
 
 const full = () => writer.ids.length >= MOST || (writer.ids.length > nPrompt && writer.ids.at(-1) === tok.eotToken);
 
+// end the loop that writes, if one does, and forget what it had left
+function halt() {
+  turn++;
+  running = false;
+  left = 0;
+}
+
 function step() {
   if (full()) return;
+  halt();
   add(writer.choose(dials()));
   show();
   told();
@@ -99,32 +110,44 @@ function step() {
 
 function told() {
   const n = writer.ids.length - nPrompt;
-  const why = writer.ids.length >= MOST ? " The page is full: start over for more." : full() ? " The model ended its text." : "";
+  const why = writer.ids.length >= MOST ? " The page is full: start over for more." : full() ? " The model ended its text." : left ? ` Paused, ${left} to go.` : "";
   say(`${n} token${n === 1 ? "" : "s"} written.${why}`);
 }
 
+// how many tokens the reader wants; what is no such number is put right where they see it
+function wanted() {
+  const asked = Math.round(Number($("length").value)) || 1;
+  return Number(($("length").value = Math.min(MOST, Math.max(1, asked))));
+}
+
 async function generate() {
-  if (running) return (running = false);
-  const mine = writer;
-  running = true;
-  enable();
-  const want = Math.min(MOST, Math.max(1, Math.round(Number($("length").value)) || 1));
-  for (let n = 0; n < want && running && writer === mine && !full(); n++) {
-    add(writer.choose(dials()));
-    show();
-    await new Promise((resume) => setTimeout(resume, 16)); // the page draws and listens
+  if (running) {
+    const rest = left;
+    halt();
+    left = rest;
+    told();
+    return show();
   }
-  if (writer !== mine) return; // the prompt has changed meanwhile
-  running = false;
+  const mine = ++turn;
+  running = true;
+  left ||= wanted();
+  while (left && !full()) {
+    add(writer.choose(dials()));
+    left--;
+    show();
+    if (left) await new Promise((resume) => setTimeout(resume, 16)); // the page draws and listens
+    if (turn !== mine) return; // paused meanwhile, or the prompt has changed
+  }
+  halt();
   told();
-  enable();
+  show();
 }
 
 function enable() {
   const ready = Boolean(writer);
   for (const id of ["prompt", "length", "reset", "greedy"]) $(id).disabled = false;
   $("generate").disabled = !ready || (!running && full());
-  $("generate").textContent = running ? "Pause" : "Generate";
+  $("generate").textContent = running ? "Pause" : left ? "Go on" : "Generate";
   $("step").disabled = !ready || running || full();
   $("back").disabled = !ready || running || writer.ids.length < 2 || writer.ids.length <= nPrompt;
 }
@@ -274,7 +297,12 @@ function listen() {
   $("reset").addEventListener("click", restart);
   $("step").addEventListener("click", step);
   $("generate").addEventListener("click", generate);
+  $("length").addEventListener("input", () => {
+    if (!running) left = 0; // a new wish
+    enable();
+  });
   $("back").addEventListener("click", () => {
+    halt();
     writer.pop();
     chosen = writer.ids.length - 1;
     show();
@@ -299,6 +327,7 @@ function listen() {
   $("probs").addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
+    halt();
     add(Number(button.dataset.id));
     show();
     told();
@@ -315,7 +344,7 @@ function listen() {
     if (writer) choosePosition(writer.start + Math.floor((event.offsetY / $("map").clientHeight) * writer.cache.length));
   });
   const redraw = () => writer && showMaps();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  for (const medium of ["(prefers-color-scheme: dark)", "print"]) matchMedia(medium).addEventListener("change", redraw);
   new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 }
 
@@ -324,7 +353,7 @@ async function begin() {
     ({ model, manifest } = await loadModel());
     tok = makeTokenizer(manifest.tokenizer);
   } catch (error) {
-    return say(`The model did not load: ${error.message}.`, true);
+    return say(`The model did not load: ${error.message}. Reload the page to try again.`, true);
   }
   const { n_layer, n_head, n_embd, block_size, vocab_size } = model.cfg;
   $("about").textContent =

@@ -6,6 +6,9 @@ export const argmax = (values) => values.reduce((best, value, i) => (value > val
 
 // Temperature, then top-k, then top-p (Holtzman et al. 2020): logits (V) -> probabilities (V); temperature 0 is greedy
 export function shapeProbs(logits, { temperature = 1, topK = null, topP = null } = {}) {
+  if (!(temperature >= 0)) throw new RangeError(`the temperature is ${temperature}: give 0 (greedy) or more`);
+  if (topK !== null && !(topK >= 1)) throw new RangeError(`top-k is ${topK}: give 1 or more`);
+  if (topP !== null && !(topP > 0 && topP <= 1)) throw new RangeError(`top-p is ${topP}: give a share above 0, at most 1`);
   if (temperature === 0) {
     const best = argmax(logits);
     return Float64Array.from(logits, (_, i) => (i === best ? 1 : 0));

@@ -135,13 +135,14 @@ export class GPT {
 // Fetch manifest.json and the weights that it names: { model, manifest }
 export async function loadModel(base = import.meta.url) {
   const get = async (name) => {
-    const answer = await fetch(new URL(name, base));
-    if (!answer.ok) throw new Error(`${name} did not arrive (${answer.status})`);
+    const answer = await fetch(new URL(name, base)).catch(() => null); // null: no answer at all
+    if (!answer?.ok) throw new Error(`${name} did not arrive (${answer?.status ?? "no answer"})`);
     return answer;
   };
-  const manifest = await (await get("manifest.json")).json();
+  const manifest = await (await get("manifest.json")).json().catch(() => null);
+  if (!manifest) throw new Error("manifest.json is not whole");
   const bytes = await (await get(manifest.weights.file)).arrayBuffer();
-  if (bytes.byteLength !== manifest.weights.bytes) throw new Error(`${manifest.weights.file} is not whole: reload the page`);
+  if (bytes.byteLength !== manifest.weights.bytes) throw new Error(`${manifest.weights.file} is not whole (${bytes.byteLength} of ${manifest.weights.bytes} bytes)`);
   const view = new DataView(bytes); // little-endian on every machine
   const floats = Float32Array.from({ length: bytes.byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true));
   const params = {};
