@@ -351,7 +351,7 @@ def test_the_page_writes(browser, demo, runs):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
         page.fill("#prompt", "HAMLET é")
-        assert "the character" in page.text_content("#status") and page.is_disabled("#generate")
+        assert "The character" in page.text_content("#status") and page.is_disabled("#generate")
         page.fill("#prompt", "")  # the beginning of a document
         assert "prompt is empty" in page.text_content("#status")
         page.click("#step")
@@ -409,9 +409,11 @@ def test_what_the_model_cannot_read_is_named(browser, demo, prompt):
         page.evaluate("(text) => { const p = document.getElementById('prompt'); p.value = text; p.dispatchEvent(new Event('input')); }", prompt)
         unknown = next(c for c in prompt if not (c.isascii() and c.isprintable()))
         shown = json.dumps(unknown, ensure_ascii=unknown in "\t\ud800")
-        assert f"the character {shown} is not among the 84" in page.text_content("#status")
+        assert f"The character {shown} is not among the 84" in page.text_content("#status")
         assert all(page.is_disabled(button) for button in ("#generate", "#step", "#back"))
+        assert page.locator("section[inert]").count() == 3  # what is shown there belongs to another prompt: nothing to press
         page.fill("#prompt", "Now")
+        assert page.locator("section[inert]").count() == 0
         assert page.is_enabled("#generate") and page.text_content("#status") == ""
 
 

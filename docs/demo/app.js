@@ -81,8 +81,9 @@ function restart() {
     show();
   } catch (error) {
     writer = null;
-    say(`${error.message}.`, true);
+    say(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`, true);
   }
+  for (const name of ["text", "next", "look"]) document.querySelector(`.${name}`).inert = !writer; // what they show is of another prompt
   enable();
 }
 
