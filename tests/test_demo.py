@@ -4,7 +4,6 @@ import functools
 import hashlib
 import http.server
 import json
-import os
 import shutil
 import sys
 import threading
@@ -25,7 +24,6 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(REPO / "docs"))
 import demo_build  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROMPTS = ["H", "HAMLET.\nTo be, or not to be, ", "ROMEO. [_Aside._]\n" + "What light through yonder window breaks? " * 3]
 # one string per oddity: spaces of all kinds, letters beyond the BMP, marks, numbers that are no digits, broken-looking pieces
 ODD = [
@@ -67,22 +65,6 @@ def opened(browser, folder: Path, within: str = "", **context):
         page.context.close()
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium; without it these tests are skipped, but not in CI"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if not (CHROMIUM and sync_playwright):
-        missing = "playwright (pip install playwright)" if CHROMIUM else "Chromium"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{missing} is missing: the demo was not opened in a browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
