@@ -109,7 +109,8 @@ test: .venv/.test-ready
 soak: .venv/.test-ready
 	$(PY) tests/soak.py $(ARGS)
 
-# my_course/ is the reader's: only what is not there yet is copied.
+# my_course/ is the reader's: only what is not there yet is copied. JupyterLab's root is the checkout, so that links between levels and to
+# figures work. docs/lab/ holds defaults (no news, headings on the right; the reader's own settings win) and the layout of the first start.
 lab: .venv/.lab-ready
 	@mkdir -p my_course; \
 	find nbs \( -name '.*' -o -name _proc -o -name assets \) -prune -o -type f -name '*.ipynb' -print | while IFS= read -r from; do \
@@ -118,7 +119,9 @@ lab: .venv/.lab-ready
 	done
 	@[ -e my_course/assets ] || [ ! -d assets ] || ln -s ../assets my_course/assets
 	@echo 'Your copy of the course is in my_course/: edit it freely. To get a notebook fresh, delete it there and run make lab again.'
-	$(PY) -m jupyterlab $(ARGS) my_course/easy/00_start.ipynb
+	@[ -e my_course/.jupyter ] || { mkdir my_course/.jupyter && cp docs/lab/workspace.json my_course/.jupyter/default-37a8.jupyterlab-workspace; }
+	JUPYTER_CONFIG_PATH='$(CURDIR)/docs/lab'$${JUPYTER_CONFIG_PATH:+":$$JUPYTER_CONFIG_PATH"} $(PY) -m jupyterlab \
+	  --ServerApp.root_dir='$(CURDIR)' --LabApp.workspaces_dir=my_course/.jupyter $(ARGS) my_course/easy/00_start.ipynb
 
 clean:
 	rm -rf build dist *.egg-info _docs _proc .pytest_cache .hypothesis .jupyter_cache
