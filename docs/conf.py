@@ -1,0 +1,97 @@
+"""Sphinx's settings for the site; docs/build.py writes the pages and calls Sphinx."""
+
+import configparser
+import html
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+ROOT = Path(__file__).resolve().parents[1]
+_settings = configparser.ConfigParser()
+_settings.read(ROOT / "settings.ini")
+_settings = _settings["DEFAULT"]
+
+project = _settings["title"]
+author = _settings["author"]
+copyright = _settings["copyright"]
+version = release = _settings["version"]
+language = "en"
+
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx_togglebutton"]
+exclude_patterns = ["notebooks", "assets", "files"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_dmath_allow_digits = False
+myst_dmath_allow_space = False
+myst_url_schemes = ("http", "https", "mailto")
+nb_execution_mode = "off"  # the notebooks are committed with their outputs
+nb_merge_streams = True
+nb_number_source_lines = False
+suppress_warnings = ["mystnb.unknown_mime_type"]
+smartquotes = False
+python_maximum_signature_line_length = 72
+python_display_short_literal_types = True
+toc_object_entries_show_parents = "hide"
+copybutton_exclude = ".linenos, .gp, .go"
+togglebutton_hint = "Show"
+togglebutton_hint_hide = "Hide"
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_short_title = project
+html_static_path = [str(path) for path in [ROOT / "docs" / "theme", ROOT / "docs" / "static"] if path.is_dir()]
+html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
+html_favicon = str(ROOT / "docs" / "theme" / "favicon.svg")
+html_copy_source = False
+html_use_index = False
+html_domain_indices = False
+html_last_updated_fmt = None
+html_permalinks_icon = "#"
+html_math_renderer = "mathml"
+html_baseurl = ""
+html_context = {"default_mode": "auto"}  # light or dark, as the system says
+html_theme_options = {
+    "logo": {"text": project},
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "navbar_persistent": [],
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "article_header_end": ["article-header-buttons"],
+    "search_bar_text": "Search the course",
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "back_to_top_button": True,
+    "footer_content_items": ["extra-footer"],
+    "extra_footer": f"<p>Made from the notebooks of the course. © {html.escape(copyright)}. MIT licence.</p>",
+}
+
+TAG = re.compile(r"\\tag\{([^}]*)\}")
+
+
+def mathml(tex: str, block: bool) -> str:
+    "MathML needs no script, no font file and no request; a formula it cannot say fails the build"
+    text = tex2mathml(tex.strip(), as_block=block)
+    return re.sub(r"\n\s*", "", text)
+
+
+def inline_math(self, node: nodes.math):
+    self.body.append(mathml(node.astext(), block=False))
+    raise nodes.SkipNode
+
+
+def block_math(self, node: nodes.math_block):
+    "A numbered equation scrolls by itself on a narrow screen; its number is `\\tag{…}`, set by docs/build.py"
+    tag = TAG.search(node.astext())
+    number = f'<span class="eqno">({html.escape(tag[1])})</span>' if tag else ""
+    math = mathml(TAG.sub("", node.astext()), block=True)
+    self.body.append(f'<div class="equation"><div class="equation-body" tabindex="0" role="group" aria-label="Equation">{math}</div>{number}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
