@@ -122,7 +122,7 @@ def arguments(node: ast.FunctionDef) -> list[tuple[str, ast.arg, ast.expr | None
 def parameters(entry: Name) -> list[tuple[str, str, str, str]]:
     "(name, annotation, default, docment) of every parameter, or of every field of a dataclass"
     node, comments = entry.node, entry.module.comments
-    shown = lambda part: ast.unparse(part) if part else ""
+    shown = lambda part: " ".join(ast.get_source_segment(entry.module.text, part).split()) if part else ""
     if isinstance(node, ast.ClassDef):
         init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if init:
@@ -146,16 +146,16 @@ def returned(entry: Name) -> tuple[str, str]:
 
 def signature(entry: Name) -> str:
     "name(parameters) -> type, on one line"
+    parts = [n + (f": {t}" if t else "") + ((" = " if t else "=") + d if d else "") for n, t, d, _ in parameters(entry)]
     if isinstance(entry.node, ast.ClassDef):
-        rows = parameters(entry)
-        parts = [n + (f": {t}" if t else "") + ((" = " if t else "=") + d if d else "") for n, t, d, _ in rows]
         return f"{entry.name}({', '.join(parts)})"
-    args = ast.parse(ast.unparse(entry.node)).body[0].args
-    for group in (args.posonlyargs, args.args):
-        if group and group[0].arg in ("self", "cls"):
-            del group[0]
+    a = entry.node.args
+    if a.posonlyargs:
+        parts.insert(len(a.posonlyargs) - (a.posonlyargs[0].arg in ("self", "cls")), "/")
+    if a.kwonlyargs and not a.vararg:
+        parts.insert(len(parts) - len(a.kwonlyargs) - bool(a.kwarg), "*")
     back = f" -> {ast.unparse(entry.node.returns)}" if entry.node.returns else ""
-    return f"{entry.name}({ast.unparse(args)}){back}"
+    return f"{entry.name}({', '.join(parts)}){back}"
 
 
 def message(node: ast.expr) -> str:

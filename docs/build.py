@@ -218,7 +218,16 @@ class Chapter:
         else:
             rest = self.markdown(rest)
         lead = f'<p class="lead">{api.prose(summary[2:], lambda name: self.site.link(name, self.out))}</p>' if summary else ""
-        return f"{title}\n\n{lead}\n\n{self.badges() if self.page != 'index.ipynb' else ''}\n\n{rest}"
+        return f"{title}\n\n{lead}\n\n{self.actions() if self.page == 'index.ipynb' else self.badges()}\n\n{rest}"
+
+    def actions(self) -> str:
+        "The first thing to do, on the home page"
+        first = self.site.sections[0][1][0]
+        rows = [(html_name(first), f"Begin: {self.site.title(first)}"), ("api/index.html", "API reference")]
+        if (ROOT / "docs" / "demo.md").exists():
+            rows.insert(1, ("demo.html", "A model in this page"))
+        links = "".join(anchor(html.escape(text), target, self.out, "action") for target, text in rows)
+        return f'<p class="actions">{links}</p>'
 
     def badges(self) -> str:
         "Level, minutes, the module, and where the notebook is"
@@ -244,7 +253,7 @@ class Chapter:
         names = [n for n in self.module.names.values() if n.cell == cell_id] if self.module else []
         anchors = "".join(f'<span class="anchor" id="{n.full}"></span>' for n in names)
         shown = " ".join(anchor(api.code(n.name), f"api/{self.module.dotted}.html#{n.full}", self.out) for n in names)
-        return f'{anchors}<div class="exported-bar"><span>exported to {api.code(self.module.full)}</span><span>{shown}</span></div>' if names else ""
+        return f'<div class="exported-bar">{anchors}<span>exported to {api.code(self.module.full)}</span><span>{shown}</span></div>' if names else ""
 
     def figure(self, said: dict[str, str]) -> dict:
         "What myst-nb is to know of a cell's picture"

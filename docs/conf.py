@@ -19,7 +19,7 @@ copyright = _settings["copyright"]
 version = release = _settings["version"]
 language = "en"
 
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx_togglebutton"]
+extensions = ["myst_nb", "sphinx_copybutton"]
 exclude_patterns = ["notebooks", "assets", "files"]
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_dmath_allow_digits = False
@@ -27,15 +27,14 @@ myst_dmath_allow_space = False
 myst_url_schemes = ("http", "https", "mailto")
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
 nb_merge_streams = True
-nb_number_source_lines = False
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 smartquotes = False
 python_maximum_signature_line_length = 72
 python_display_short_literal_types = True
 toc_object_entries_show_parents = "hide"
 copybutton_exclude = ".linenos, .gp, .go"
-togglebutton_hint = "Show"
-togglebutton_hint_hide = "Hide"
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -63,7 +62,7 @@ html_theme_options = {
     "article_header_end": ["article-header-buttons"],
     "search_bar_text": "Search the course",
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "github-dark",
     "back_to_top_button": True,
     "footer_content_items": ["extra-footer"],
     "extra_footer": f"<p>Made from the notebooks of the course. © {html.escape(copyright)}. MIT licence.</p>",
