@@ -417,6 +417,16 @@ def write_pages(work: Path) -> Site:
     return site
 
 
+def mend(page: str) -> str:
+    "What the theme leaves unsaid to those who do not see the page"
+    page = re.sub(r'(<a class="[^"]*reference internal" href="[^"]*">([^<]*)</a><details[^>]*><summary)>', r'\1 aria-label="Pages of \2">', page)
+    page = re.sub(r'(<button class="[^"]*search-button-field[^>]*?) aria-label="Search"', r"\1", page)
+    page = page.replace(' aria-label="Toggle hidden content"', "")
+    # a signature over several lines is a list of <dd> without a <dt>
+    lines = lambda m: re.sub(r"<(/?)d[ld]>", lambda t: f"<{t[1]}span>" if t[1] else f'<span class="sig-{"lines" if t[0] == "<dl>" else "line"}">', m[0])
+    return re.sub(r'(?s)<dt class="sig .*?</dt>', lines, page)
+
+
 def build(out: Path, work: Path):
     "The site, from nothing; a warning of Sphinx fails it"
     from sphinx.cmd.build import main as sphinx
@@ -433,6 +443,9 @@ def build(out: Path, work: Path):
     shutil.copytree(work / "html", out)
     for name in ("notebooks", "files"):
         shutil.copytree(work / "pages" / name, out / name)
+    for path in out.rglob("*.html"):
+        if path.relative_to(out).parts[0] not in ("files", "_static"):
+            path.write_text(mend(path.read_text("utf-8")), "utf-8")
     for name in (".buildinfo", "objects.inv"):
         (out / name).unlink(missing_ok=True)
     for path in out.rglob("*.map"):
