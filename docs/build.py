@@ -127,12 +127,17 @@ class Chapter:
     def figures(self) -> dict[str, str]:
         "label of a figure or an equation -> its number in this chapter"
         cells = ["".join(cell["source"]) for cell in self.notebook["cells"]]
-        found = [m[1] for text in cells for m in re.finditer(r"^#\| label: (fig-[\w-]+)$", text, re.M) if "#| fig-cap:" in text]
+        drawn = [text for text, cell in zip(cells, self.notebook["cells"]) if "#| fig-cap:" in text and has_picture(cell)]
+        found = [m[1] for text in drawn for m in re.finditer(r"^#\| label: (fig-[\w-]+)$", text, re.M)]
         equations = [m[1] for text in cells for m in re.finditer(r"\$\$.+?\$\$(?:\s*\{#(eq-[\w-]+)\})?", text, re.S)]
         return {label: self.counted(i) for i, label in enumerate(found, 1)} | {label: self.counted(i) for i, label in enumerate(equations, 1) if label}
 
     def counted(self, i: int) -> str:
         return f"{self.number}.{i}" if self.number else str(i)
+
+    def named(self, label: str) -> str:
+        "The anchor of a figure or an equation: two chapters may use one label"
+        return f"{label}-{self.number or Path(self.page).stem}".lower().replace("_", "-")
 
     # links
 
@@ -173,9 +178,9 @@ class Chapter:
             if label not in self.numbers:
                 return found[0]
             kind = "Figure" if label.startswith("fig") else "Equation"
-            return f'<a class="reference internal" href="#{label}">{kind} {self.numbers[label]}</a>'
+            return f'<a class="reference internal" href="#{self.named(label)}">{kind} {self.numbers[label]}</a>'
         self.equations += 1
-        start = f'<span class="anchor" id="{name}"></span>\n\n' if name else ""
+        start = f'<span class="anchor" id="{self.named(name)}"></span>\n\n' if name else ""
         return f"{start}{equation[:-2].rstrip()} \\tag{{{self.counted(self.equations)}}}$$"
 
     def markdown(self, text: str) -> str:
@@ -255,8 +260,11 @@ class Chapter:
         shown = " ".join(anchor(api.code(n.name), f"api/{self.module.dotted}.html#{n.full}", self.out) for n in names)
         return f'<div class="exported-bar">{anchors}<span>exported to {api.code(self.module.full)}</span><span>{shown}</span></div>' if names else ""
 
-    def figure(self, said: dict[str, str]) -> dict:
-        "What myst-nb is to know of a cell's picture"
+    def figure(self, said: dict[str, str], source: str) -> dict:
+        "What myst-nb is to know of a cell's picture; IPython's Image(…, alt=\"…\") says it in the code"
+        spoken = re.search(r'\balt=("(?:[^"\\]|\\.)+")', source)
+        if spoken:
+            said = {"fig-alt": spoken[1]} | said
         quoted = lambda text: json.loads(text) if text.startswith('"') else text.strip("'")
         found = {}
         if "fig-alt" in said:
@@ -264,7 +272,7 @@ class Chapter:
         if "fig-cap" in said:
             label = said.get("label", "")
             number = f"**Figure {self.numbers[label]}.** " if label in self.numbers else ""
-            found["figure"] = {"caption": number + quoted(said["fig-cap"])} | ({"name": label} if label else {})
+            found["figure"] = {"caption": number + quoted(said["fig-cap"])} | ({"name": self.named(label)} if label else {})
         return {"mystnb": found} if found else {}
 
     def code(self, cell: dict) -> list[dict]:
@@ -279,7 +287,7 @@ class Chapter:
             tags = ["remove-input"]
         elif "export" in said or said.get("code-fold") == "true":
             tags = ["hide-input"]
-        out = dict(cell_type="code", id=cell["id"], execution_count=None, metadata={"tags": tags} | self.figure(said), source=body)
+        out = dict(cell_type="code", id=cell["id"], execution_count=None, metadata={"tags": tags} | (self.figure(said, source) if has_picture(cell) else {}), source=body)
         out["outputs"] = [] if said.get("output") == "false" else self.outputs(cell["outputs"])
         bar = self.exported(cell["id"]) if {"export", "exports"} & set(said) else ""
         return [*([note(cell["id"] + "-bar", bar)] if bar else []), out]
@@ -327,6 +335,10 @@ class Chapter:
         path = self.site.work / self.page
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)), "utf-8")
+
+
+def has_picture(cell: dict) -> bool:
+    return any(kind.startswith("image/") for output in cell.get("outputs", []) for kind in output.get("data", {}))
 
 
 def note(id: str, text: str) -> dict:
