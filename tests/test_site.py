@@ -21,7 +21,7 @@ import yaml
 from conftest import REPO
 
 CI = bool(os.environ.get("CI"))
-AXE = Path(os.environ.get("AXE", REPO / ".venv/axe/node_modules/axe-core/axe.min.js"))
+AXE = Path(os.environ.get("AXE", REPO / "build/axe/node_modules/axe-core/axe.min.js"))
 PARTS = [part for part in yaml.safe_load((REPO / "nbs/sidebar.yml").read_text("utf-8"))["website"]["sidebar"]["contents"]]
 NOTEBOOKS = ["index.ipynb"] + [page for part in PARTS if isinstance(part, dict) for page in part["contents"]]
 CHAPTERS = NOTEBOOKS[1:]
