@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'rng_state', 'set_rng_state', 'fsync', 'write_text', 'untied', 'save', 'is_whole', 'steps', 'newest',
-           'load_weights', 'load_state', 'find', 'load_model', 'prune']
+           'load_weights', 'load_state', 'find', 'load_model', 'find_tokenizer', 'open_model', 'prune']
 
 # %% ../nbs/tough/19_checkpoint.ipynb #imports
-import json, os, random, shutil
+import json, os, pickle, random, re, shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from . import tokenizer
 from .config import GPTConfig, UserError, from_dict, read_json, require
 from .data import sha256_file
 from .model import GPT
+from .pretrained import OURS, from_hf
 
 # %% ../nbs/tough/19_checkpoint.ipynb #rng-state
 def rng_state(
@@ -156,7 +158,10 @@ def load_state(
     optimizer,           # gets its state back
 ) -> tuple[dict, list]:  # meta.json, rng states by rank
     "Read what training needs beyond the weights; no pickle that can run code"
-    state = torch.load(Path(path)/"state.pt", weights_only=True, map_location="cpu")
+    try: state = torch.load(Path(path)/"state.pt", weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
+        raise UserError(f"{path}/state.pt is not a state that this package wrote, nothing in it "
+                        f"was run ({str(e).splitlines()[0]}): use another checkpoint") from None
     optimizer.load_state_dict(state["optimizer"])
     return read_json(Path(path)/"meta.json"), state["rngs"]
 
@@ -187,6 +192,41 @@ def load_model(
     model = GPT(from_dict(GPTConfig, meta["config"]["model"], where=path/"meta.json"))
     load_weights(path, model)
     return model.to(device).eval()
+
+# %% ../nbs/tough/19_checkpoint.ipynb #open-model
+def find_tokenizer(
+    path, # run directory, one of its checkpoints, or a directory by `to_hf`
+):        # the tokenizer that the model was trained with, or None
+    "tokenizer.json of a run"
+    path = Path(path)
+    if (path/OURS).exists(): return tokenizer.load(path/OURS)
+    for folder in (path, *path.resolve().parents[:2]):
+        if (folder/"tokenizer.json").exists(): return tokenizer.load(folder/"tokenizer.json")
+    return None
+
+def open_model(
+    source,       # run directory, one of its checkpoints, Hugging Face directory, or hub id
+    which="best", # of a run: "best" or "last"
+    device="cpu",
+) -> tuple:       # GPT in eval mode, tokenizer
+    "A trained model and its tokenizer, wherever they come from"
+    path = Path(source)
+    folder = path if path.is_dir() else None
+    named = re.fullmatch(r"gpt2(-\w+)?|[\w.-]+/[\w.-]+", str(source)) # as on the hub
+    require(path.exists() or named and (path.parent == Path() or not path.parent.exists()),
+            f"{source} does not exist: give a run directory, such as runs/nano, a Hugging Face "
+            "directory, or gpt2")
+    if folder and ((path/"checkpoints").exists() or (path/"meta.json").exists()):
+        model, tok = load_model(path, which, device), find_tokenizer(path)
+    elif folder and not (path/"config.json").exists():
+        raise UserError(f"{path} holds no model: give a run directory, such as runs/nano")
+    else:
+        model = from_hf(source).to(device)
+        tok = find_tokenizer(path) if folder and (path/OURS).exists() else None
+        if tok is None and model.cfg.vocab_size == 50257: tok = tokenizer.gpt2()
+    require(tok is not None, f"{source} has no tokenizer.json: give a run directory, such as "
+            "runs/nano, or a directory written by gpt2_course.export")
+    return model, tok
 
 # %% ../nbs/tough/19_checkpoint.ipynb #prune
 def prune(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'NANO', 'NANO_CHAR', 'PRESETS', 'UserError', 'did_you_mean', 'require', 'GPTConfig', 'OptimConfig',
-           'TrainConfig', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset', 'preset', 'from_dict', 'read_json',
-           'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
+           'TrainConfig', 'check_train', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset', 'preset', 'from_dict',
+           'read_json', 'one_line', 'parse', 'speaks', 'run', 'leave', 'packaged']
 
 # %% ../nbs/reference/config.ipynb #imports
 import difflib, json, os, re, sys, time, traceback
@@ -74,6 +74,7 @@ class GPTConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     "How the weights are updated"
+    name: str = "adamw"         # adamw, or muon (for the blocks' matrices, AdamW for the rest)
     lr: float = 6e-4            # highest learning rate, reached after the warm-up
     min_lr: float = 6e-5        # learning rate of the last step
     warmup: int = 715           # steps of linear warm-up
@@ -81,6 +82,8 @@ class OptimConfig:
     beta1: float = 0.9          # AdamW's memory of the gradient
     beta2: float = 0.95         # AdamW's memory of the squared gradient
     grad_clip: float = 1.0      # longest gradient allowed; 0 switches clipping off
+    schedule: str = "cosine"    # cosine, or wsd (warm-up, stable, decay)
+    cooldown: float = 0.2       # wsd: share of the steps in which the rate falls
 
     def __post_init__(self):
         for name in ("lr", "min_lr", "warmup", "weight_decay", "grad_clip"):
@@ -92,6 +95,12 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"--optim.{name} is {value}: give a number from 0 up to 1")
+        require(0 < self.cooldown <= 1,
+                f"--optim.cooldown is {self.cooldown}: give a share above 0, at most 1")
+        for name, known in (("name", ("adamw", "muon")), ("schedule", ("cosine", "wsd"))):
+            value = getattr(self, name)
+            require(value in known, f"--optim.{name} {value!r} is unknown"
+                    f"{did_you_mean(value, known)}: choose from {', '.join(known)}")
 
 # %% ../nbs/reference/config.ipynb #train-config
 @dataclass(frozen=True)
@@ -108,37 +117,44 @@ class TrainConfig:
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     compile: bool = True          # torch.compile, where this machine can
     attention: str = "auto"       # auto, sdpa or manual
-    order: str = "epochs"         # epochs (each window once an epoch) or random windows
+    parallel: str = "ddp"         # several processes: ddp, or fsdp (each holds a slice of all)
+    order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
     log_every: int = 10           # steps between rows of metrics.jsonl
     eval_every: int = 250         # steps between validations
     eval_tokens: int = 131072     # most tokens of a validation; 0 takes all there are
+    hellaswag_every: int = 0      # steps between runs of HellaSwag; 0 runs none
+    hellaswag_rows: int = 0       # most rows of it; 0 takes all
     sample_every: int = 250       # steps between samples; 0 writes none
     sample_tokens: int = 100      # new tokens of a sample
     sample_prompt: str = "\n"     # what the samples continue
     save_every: int = 250         # steps between checkpoints
     keep: int = 2                 # newest checkpoints kept, beside the best one
     snapshot_every: int = 0       # keep every checkpoint at multiples of this; 0 keeps none
-    log: tuple[str, ...] = ()     # extra loggers: tensorboard
+    log: tuple[str, ...] = ()     # extra loggers: tensorboard, wandb
+    init_from: str | None = None  # start from these weights: RUNDIR, Hugging Face directory or gpt2
     resume: bool = False          # go on from the newest whole checkpoint in --out
+    eval_only: bool = False       # validate the weights of --out or --init-from, and stop
     check: bool = False           # validate everything, print the plan and stop
     config: str | None = None     # JSON file of options, such as another run's config.json
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self):
-        positive = ("steps", "batch_tokens", "micro_batch", "log_every", "eval_every",
-                    "save_every", "keep")
-        for name in positive:
-            require(getattr(self, name) > 0, f"{flag(name)} is {getattr(self, name)}: "
-                    "give a whole number above 0")
-        for name in ("seed", "eval_tokens", "sample_every", "sample_tokens", "snapshot_every"):
-            require(getattr(self, name) >= 0, f"{flag(name)} is {getattr(self, name)}: "
-                    "it cannot be negative")
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            for v in (value if isinstance(value, tuple) else (value,)):
-                require(v in known, f"{flag(name)} {v!r} is unknown{did_you_mean(v, known)}: "
-                        f"choose from {', '.join(known)}")
+    def __post_init__(self): check_train(self)
+
+def check_train(cfg): # raises `UserError` for the first value that cannot be
+    for name in ("steps", "batch_tokens", "micro_batch", "log_every", "eval_every", "save_every",
+                 "keep"):
+        require(getattr(cfg, name) > 0, f"{flag(name)} is {getattr(cfg, name)}: "
+                "give a whole number above 0")
+    for name in ("seed", "eval_tokens", "sample_every", "sample_tokens", "snapshot_every",
+                 "hellaswag_every", "hellaswag_rows"):
+        require(getattr(cfg, name) >= 0, f"{flag(name)} is {getattr(cfg, name)}: "
+                "it cannot be negative")
+    for name, known in CHOICES.items():
+        value = getattr(cfg, name)
+        for v in (value if isinstance(value, tuple) else (value,)):
+            require(v in known, f"{flag(name)} {v!r} is unknown{did_you_mean(v, known)}: "
+                    f"choose from {', '.join(known)}")
 
 # %% ../nbs/reference/config.ipynb #prepare-config
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class SampleConfig:
     "Let a trained model write"
-    # run directory, such as runs/nano, or one of its checkpoints
+    # run directory, such as runs/nano, one of its checkpoints, a Hugging Face directory, or gpt2
     run: Annotated[str, tyro.conf.arg(metavar="RUN")]
     prompt: str = "\n"            # what to continue; FILE:path reads it from a file
     num_samples: int = 3          # how many continuations
@@ -187,8 +203,9 @@ CHOICES = dict(
     device=("auto", "cpu", "cuda", "mps"),
     dtype=("auto", "float32", "bfloat16", "float16"),
     attention=("auto", "sdpa", "manual"),
-    order=("epochs", "random"),
-    log=("tensorboard",),
+    parallel=("ddp", "fsdp"),
+    order=("epochs", "random", "documents"),
+    log=("tensorboard", "wandb"),
 )
 
 def flag(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'VERSION', 'HEADER', 'write_shard', 'read_shard', 'sha256_file', 'read_meta', 'open_split', 'verify', 'rows',
-           'epoch_starts', 'share', 'TokenLoader']
+           'epoch_starts', 'share', 'document_rows', 'padded', 'TokenLoader', 'epoch_order']
 
 # %% ../nbs/easy/02_data.ipynb #imports
 import hashlib, json
@@ -166,6 +166,38 @@ def share(
     "Of the next world x B windows of the stream, rank r takes the r-th B"
     return position + rank * B + np.arange(B), position + world * B
 
+# %% ../nbs/easy/02_data.ipynb #document-rows
+def document_rows(
+    shards,  # arrays of ids
+    T:int,   # tokens of a row
+    eot:int, # id that ends a document
+) -> np.ndarray: # (W, 3): shard, first token, number of targets (1 to T) of each row
+    "Cut every document into rows; what is longer than T goes on in the next row"
+    out = []
+    for s, ids in enumerate(shards):
+        ends = np.flatnonzero(np.asarray(ids) == eot) + 1
+        if not len(ends) or ends[-1] < len(ids): ends = np.append(ends, len(ids))
+        first = np.concatenate([[0], ends[:-1]])
+        targets = ends - first - 1
+        n = -(-targets // T)                                    # rows of each document
+        doc = np.repeat(np.arange(len(n)), n)
+        row = np.arange(len(doc)) - np.repeat(n.cumsum() - n, n) # 0, 1 … within its document
+        out.append(np.stack([np.full(len(doc), s), first[doc] + row * T,
+                             np.minimum(T, targets[doc] - row * T)], axis=1))
+    return np.concatenate(out)
+
+def padded(
+    shards,          # arrays of ids
+    which,           # (B, 3) rows of `document_rows`
+    T:int, eot:int,  # the filling is eot among the inputs, -1 among the targets
+) -> tuple[Tensor, Tensor]: # x, y: (B, T) int64
+    "Rows of documents, filled up"
+    out = np.full((len(which), T + 1), eot, np.int64)
+    for i, (s, first, n) in enumerate(which): out[i, :n + 1] = shards[s][first:first + n + 1]
+    x, y = out[:, :-1].copy(), out[:, 1:].copy()
+    y[np.arange(T) >= which[:, 2:]] = -1
+    return torch.from_numpy(x), torch.from_numpy(y)
+
 # %% ../nbs/easy/02_data.ipynb #token-loader
 @dataclass
 class TokenLoader:
@@ -174,15 +206,19 @@ class TokenLoader:
     B: int             # rows of a batch, in this process
     T: int             # tokens of a row
     seed: int = 1337   # of the order
-    order: str = "epochs" # epochs, random or sequential
+    order: str = "epochs" # epochs, random, sequential or documents
     rank: int = 0      # this process
     world: int = 1     # number of processes
     position: int = 0  # windows consumed so far, by all ranks
+    eot: int | None = None # id of <|endoftext|>: order "documents" needs it
 
     def __post_init__(self):
         self.sizes = [len(s) for s in self.shards]
         self.ends = np.cumsum(self.sizes)
         self.W = sum((n - 1) // self.T for n in self.sizes) # windows in an epoch
+        if self.order == "documents":
+            self.rows = document_rows(self.shards, self.T, self.eot)
+            self.W = len(self.rows)
         require(self.W > 0, f"the data has no window of {self.T} + 1 tokens (its longest shard has "
                 f"{max(self.sizes):,}): lower --model.block-size or prepare more text")
         self.views = [np.lib.stride_tricks.sliding_window_view(s, self.T + 1) if len(s) > self.T
@@ -196,11 +232,18 @@ class TokenLoader:
         out = np.empty(len(k), np.int64)
         for e in np.unique(k // self.W):
             if self.cached[0] != e:
-                self.cached = e, epoch_starts(self.sizes, self.T, self.order, self.seed, int(e))
+                self.cached = e, epoch_order(self, int(e))
             here = k // self.W == e
             out[here] = self.cached[1][k[here] % self.W]
         return out
 
     def next(self) -> tuple[Tensor, Tensor]: # x, y: (B, T) int64 each; y is x moved by one
         k, self.position = share(self.position, self.B, self.rank, self.world)
+        if self.order == "documents":
+            return padded(self.shards, self.rows[self.starts(k)], self.T, self.eot)
         return rows(self.views, self.ends, self.starts(k))
+
+def epoch_order(loader, epoch): # (W,) where each window starts; of documents, its number
+    if loader.order != "documents":
+        return epoch_starts(loader.sizes, loader.T, loader.order, loader.seed, epoch)
+    return np.random.default_rng([loader.seed, epoch]).permutation(loader.W)

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf16', 'pick_attention', 'can_compile', 'check_out',
-           'data_digest', 'preflight', 'describe', 'accumulate', 'update', 'Run', 'build', 'next_batches', 'one_step',
-           'peak_flops', 'append_row', 'log_train', 'validate', 'samples', 'write_sample', 'save_run', 'restore',
-           'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'draw_loss', 'baseline']
+           'data_digest', 'first_weights', 'encodes', 'preflight', 'check_parallel', 'describe', 'accumulate', 'update',
+           'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train', 'over_ranks',
+           'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run', 'restore',
+           'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh', 'evaluate_only',
+           'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
-import json, math, shutil, signal, time
+import copy, json, math, shutil, signal, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,11 +27,13 @@ from .attention import ATTENTION
 from .bigram import bigram_baseline
 from .config import GPTConfig, TrainConfig, UserError, from_dict, read_json, require
 from .data import TokenLoader, open_split, read_meta, verify
-from .distributed import World, any_over, gather, pick_device, sum_over, wrap
+from .distributed import World, any_over, gather, pick_device, slice_like, slice_up
+from .distributed import sum_over, whole, wrap
+from .evals import bits_per_byte, choice_sum, hellaswag_examples, perplexity
 from .evals import validation_sum
 from .generation import continue_text
-from .model import GPT, count_params, flops_per_token
-from .optim import adamw, cosine_lr
+from .model import GPT, count_params, crop_block_size, flops_per_token
+from .optim import adamw, cosine_lr, muon, wsd_lr
 
 # %% ../nbs/tough/20_trainer.ipynb #plan
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Plan:
     compile: bool
     accumulation: int       # micro-batches a step, in each process
     resume: Path | None     # checkpoint to go on from
+    start: object = None    # GPT whose weights are the first ones, from --init-from
 
 # %% ../nbs/tough/20_trainer.ipynb #split-batch
 def split_batch(
@@ -108,6 +114,7 @@ def check_out(
     "Refuse to overwrite a run, or to resume what is not its continuation"
     out = Path(cfg.out)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: choose a directory")
+    if cfg.eval_only: return None
     if not cfg.resume:
         require(not checkpoint.steps(out), f"--out {out} already holds a run: "
                 "go on with it by --resume, or choose another --out")
@@ -129,6 +136,26 @@ def data_digest(
     "What identifies a prepared corpus"
     return {name: s["sha256"] for name, s in sorted(meta["shards"].items())}
 
+# %% ../nbs/tough/20_trainer.ipynb #first-weights
+def first_weights(
+    cfg:TrainConfig,
+    tok,              # tokenizer of the data
+) -> GPT | None:      # None: drawn at random, or read from the checkpoint of a resume
+    "The model that --init-from names, or the run in --out where it is only evaluated"
+    source = cfg.init_from or (cfg.out if cfg.eval_only else None)
+    if cfg.resume or not source: return None
+    model, theirs = checkpoint.open_model(source)
+    probe = "To be, or not to be: 1601, \u00e9t\u00e9\n"
+    same = theirs.n_vocab == tok.n_vocab and encodes(theirs, probe) == encodes(tok, probe)
+    require(same, f"{source} was trained with another tokenizer ({theirs.n_vocab:,} tokens) than "
+            f"{cfg.data} was prepared with ({tok.n_vocab:,}): prepare the data with the same")
+    size = cfg.model.block_size
+    return crop_block_size(model, size) if size < model.cfg.block_size else model
+
+def encodes(tok, text): # ids, or None where a tokenizer has no such character
+    try: return tok.encode_ordinary(text)
+    except UserError: return None
+
 # %% ../nbs/tough/20_trainer.ipynb #preflight
 def preflight(
     cfg:TrainConfig,
@@ -142,20 +169,33 @@ def preflight(
     require(asked >= V or asked == default, f"--model.vocab-size {asked} is below the {V} tokens "
             f"of {cfg.data}: leave it out, and it is taken from the data")
     model = replace(cfg.model, vocab_size=V if asked == default else asked)
+    tok = tokenizer.load(Path(cfg.data)/"tokenizer.json")
+    start = first_weights(cfg, tok)
+    if start: model = replace(start.cfg, dropout=cfg.model.dropout)
     B, accumulation = split_batch(cfg.batch_tokens, model.block_size, world.size, cfg.micro_batch)
     require(cfg.optim.warmup <= cfg.steps, f"--optim.warmup {cfg.optim.warmup} is longer than "
             f"--steps {cfg.steps}: shorten it")
     device = pick_device(cfg.device, world.local_rank)
     dtype = pick_dtype(cfg.dtype, device)
+    check_parallel(cfg, dtype)
     attention = pick_attention(cfg.attention, device, dtype, model.block_size)
     cfg = replace(cfg, model=model, micro_batch=B, attention=attention)
     resume = check_out(cfg, meta, say)
     for split in ("train", "val"): TokenLoader(open_split(cfg.data, split), 1, model.block_size)
     if world.main: verify(cfg.data, model.vocab_size)
-    tokenizer.load(Path(cfg.data)/"tokenizer.json").encode_ordinary(cfg.sample_prompt)
+    tok.encode_ordinary(cfg.sample_prompt)
+    if cfg.hellaswag_every: hellaswag_examples(None, tok, 1)
     compiled = cfg.compile and can_compile(device)
     if cfg.compile and not compiled: say("no C++ compiler here: training without torch.compile")
-    return Plan(cfg, meta, device, dtype, compiled, accumulation, resume)
+    return Plan(cfg, meta, device, dtype, compiled, accumulation, resume, start)
+
+def check_parallel(cfg, dtype):
+    "Refuse what sharded training cannot do"
+    if cfg.parallel != "fsdp": return
+    require(cfg.optim.name != "muon", "--parallel fsdp: Muon needs whole matrices: "
+            "use --optim.name adamw or --parallel ddp")
+    require(dtype != torch.float16, "--parallel fsdp: not with float16, whose gradient scaler "
+            "would act on slices: use --dtype bfloat16 or float32")
 
 # %% ../nbs/tough/20_trainer.ipynb #describe
 def describe(
@@ -185,13 +225,16 @@ def accumulate(
     batches,     # list of (x, y), (B, T) each
     autocast,    # function that returns a context
     scaler,      # torch.amp.GradScaler, switched off unless fp16
+    weights=None,# of each micro-batch in the mean; None: equal
 ) -> Tensor:     # () mean loss of the micro-batches
     "Forward and backward over micro-batches: gradients add up to that of one large batch"
-    total = 0.0
+    total, n = 0.0, len(batches)
     for i, (x, y) in enumerate(batches):
-        alone = i + 1 < len(batches) and hasattr(model, "no_sync")
+        alone = i + 1 < n and hasattr(model, "no_sync")
+        if hasattr(model, "set_requires_gradient_sync"): # FSDP's way of saying it
+            model.set_requires_gradient_sync(i + 1 == n)
         with model.no_sync() if alone else nullcontext():
-            with autocast(): loss = model(x, y) / len(batches)
+            with autocast(): loss = model(x, y) * (1 / n if weights is None else weights[i])
             scaler.scale(loss).backward()
         total = total + loss.detach()
     return total
@@ -211,7 +254,7 @@ def update(
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return whole(norm)
 
 # %% ../nbs/tough/20_trainer.ipynb #run
 @dataclass
@@ -219,13 +262,15 @@ class Run:
     "The state of a training run in this process"
     plan: Plan
     world: World
-    raw: GPT               # the model: saved, sampled
-    model: object          # the model: compiled, wrapped, trained
-    optimizer: torch.optim.AdamW
+    raw: GPT               # the model (its slices, under FSDP)
+    fast: object           # the same, compiled where that is possible: validated
+    model: object          # the same, compiled and wrapped: trained
+    optimizer: object
     scaler: torch.amp.GradScaler
     loader: TokenLoader
     val: list              # shards of the validation split
     tok: object            # tokenizer
+    plain: GPT             # the model, never in slices: saved, sampled
     step: int = 0          # finished steps
     seconds: float = 0.0   # spent in steps: validation, samples and checkpoints are not counted
     best: float = math.inf # lowest validation loss
@@ -250,15 +295,24 @@ def build(
     torch.manual_seed(cfg.seed)
     if device.type == "cuda": torch.set_float32_matmul_precision("high") # TF32 where fp32 is left
     raw = GPT(cfg.model, ATTENTION[cfg.attention]).to(device)
+    if plan.resume: checkpoint.load_weights(plan.resume, raw)
+    elif plan.start: raw.load_state_dict(plan.start.state_dict())
+    sliced = cfg.parallel == "fsdp" and world.size > 1
+    plain = copy.deepcopy(raw) if sliced else raw
+    if sliced: slice_up(raw, world, device)
     o = cfg.optim
-    optimizer = adamw(raw, o.lr, o.weight_decay, (o.beta1, o.beta2), device.type)
-    model = wrap(torch.compile(raw) if plan.compile else raw, world, device)
+    make = dict(adamw=adamw, muon=muon)[o.name]
+    optimizer = make(raw, o.lr, o.weight_decay, (o.beta1, o.beta2), device.type)
+    fast = torch.compile(raw) if plan.compile else raw
+    model = fast if sliced else wrap(fast, world, device)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
-    loader = TokenLoader(open_split(cfg.data, "train"), cfg.micro_batch, cfg.model.block_size,
-                         cfg.seed, cfg.order, world.rank, world.size)
     tok = tokenizer.load(Path(cfg.data)/"tokenizer.json")
+    loader = TokenLoader(open_split(cfg.data, "train"), cfg.micro_batch, cfg.model.block_size,
+                         cfg.seed, cfg.order, world.rank, world.size, eot=tok.eot_token)
     torch.manual_seed(cfg.seed + 1 + world.rank)
-    return Run(plan, world, raw, model, optimizer, scaler, loader, open_split(cfg.data, "val"), tok)
+    val = open_split(cfg.data, "val")
+    return Run(plan, world, raw, plain if sliced else fast, model, optimizer, scaler, loader, val,
+               tok, plain)
 
 # %% ../nbs/tough/20_trainer.ipynb #one-step
 def next_batches(
@@ -271,13 +325,25 @@ def next_batches(
     return [tuple(t.contiguous().pin_memory().to(device, non_blocking=True) for t in pair)
             for pair in pairs]
 
+def shares(
+    batches,     # this process's micro-batches (x, y)
+    world:World,
+) -> Tensor:     # (n,) weight of each mean loss, so that every token of the step counts equally
+    "Padded rows hold different numbers of targets: weigh by them"
+    counts = torch.stack([(y >= 0).sum().float() for _, y in batches])
+    return counts * world.size / sum_over(counts.sum(), world)
+
 def one_step(
     run:Run,
 ) -> tuple[Tensor, Tensor, float]: # mean loss of this process, gradient length, learning rate
     "One optimiser step"
     o = run.cfg.optim
-    lr = cosine_lr(run.step, max_lr=o.lr, min_lr=o.min_lr, warmup=o.warmup, steps=run.cfg.steps)
-    loss = accumulate(run.model, next_batches(run), run.autocast, run.scaler)
+    span = dict(max_lr=o.lr, min_lr=o.min_lr, warmup=o.warmup, steps=run.cfg.steps)
+    lr = (cosine_lr(run.step, **span) if o.schedule == "cosine" else
+          wsd_lr(run.step, cooldown=o.cooldown, **span))
+    batches = next_batches(run)
+    weights = shares(batches, run.world) if run.cfg.order == "documents" else None
+    loss = accumulate(run.model, batches, run.autocast, run.scaler, weights)
     norm = update(run.raw, run.optimizer, run.scaler, lr, o.grad_clip)
     run.step += 1
     return loss, norm, lr
@@ -309,6 +375,7 @@ def log_train(
 ) -> dict:  # the row
     "A row of metrics; a loss that is no number stops the run and keeps its checkpoints"
     loss = float(sum_over(loss.detach().clone(), run.world)) / run.world.size
+    if not math.isfinite(loss): set_status(run, "diverged")
     require(math.isfinite(loss), f"the loss is {loss} at step {run.step}, training has diverged: "
             f"lower --optim.lr (now {run.cfg.optim.lr:g}); checkpoints in {run.cfg.out} are kept")
     steps, seconds = run.step - run.marks[0], run.seconds - run.marks[1]
@@ -316,28 +383,68 @@ def log_train(
     speed = steps * run.cfg.batch_tokens / seconds
     peak = peak_flops(run.plan.device)
     T = run.cfg.model.block_size
+    norm = float(norm) if norm.isfinite() else None # fp16's scaler skips such a step
     row = dict(step=run.step, tokens=run.step * run.cfg.batch_tokens, split="train", loss=loss,
-               lr=lr, grad_norm=float(norm), tokens_per_s=round(speed, 1),
+               lr=lr, grad_norm=norm, tokens_per_s=round(speed, 1),
                mfu=peak and speed * flops_per_token(run.raw, T) / (peak * run.world.size),
                seconds=round(run.seconds, 3))
     if run.world.main: append_row(Path(run.cfg.out)/"metrics.jsonl", **row)
     return row
 
 # %% ../nbs/tough/20_trainer.ipynb #validate
+def over_ranks(
+    total:Tensor, # float64, this rank's part
+    run:Run,
+) -> list[float]: # the sum, the same in every rank
+    "Add up what the ranks counted"
+    if run.plan.device.type == "mps": total = total.float() # MPS has no float64
+    return sum_over(total.to(run.plan.device), run.world).tolist()
+
+def validation_loss(
+    run:Run,
+) -> float: # mean over fixed windows, shared among ranks, the same in every rank
+    "How surprised the model is by text that it never trains on"
+    c, w = run.cfg, run.world
+    loss, n = over_ranks(validation_sum(run.fast, run.val, c.micro_batch, c.eval_tokens, w.rank,
+                                        w.size, run.autocast), run)
+    return loss / n
+
+def digests(
+    run:Run,
+) -> list[str]: # one for each rank; DDP keeps them equal
+    "A fingerprint of every rank's weights: the sum of their bits, each tensor in its turn"
+    mine = torch.zeros((), dtype=torch.int64)
+    for p in run.plain.parameters():
+        mine = mine * 1_000_003 + p.detach().view(torch.int32).sum(dtype=torch.int64).cpu()
+    return [f"{int(d) & (2**64 - 1):016x}" for d in gather(mine, run.world, run.plan.device)]
+
 def validate(
     run:Run,
 ) -> float: # mean validation loss, the same in every rank
-    "Validation over fixed windows, shared among ranks"
+    "Validate and write a row; ranks whose weights differ stop the run"
     c = run.cfg
-    total = validation_sum(run.raw, run.val, c.micro_batch, c.eval_tokens, run.world.rank,
-                           run.world.size, run.autocast)
-    if run.plan.device.type == "mps": total = total.float() # MPS has no float64
-    total = sum_over(total.to(run.plan.device), run.world).cpu()
-    run.val_loss = float(total[0] / total[1])
-    if run.world.main:
-        append_row(Path(c.out)/"metrics.jsonl", step=run.step, tokens=run.step * c.batch_tokens,
-                   split="val", loss=run.val_loss, seconds=round(run.seconds, 3))
+    run.val_loss = validation_loss(run)
+    row = dict(step=run.step, tokens=run.step * c.batch_tokens, split="val", loss=run.val_loss,
+               seconds=round(run.seconds, 3))
+    if run.world.size > 1: row["digests"] = digests(run)
+    if run.world.main: append_row(Path(c.out)/"metrics.jsonl", **row)
+    require(len(set(row.get("digests", [0]))) == 1, f"the ranks hold different weights at step "
+            f"{run.step}: checkpoints in {c.out} are kept; see chapter 18")
     return run.val_loss
+
+def hellaswag(
+    run:Run,
+) -> dict: # the row: accuracies by three ways of comparing the endings
+    "HellaSwag, its rows shared among ranks; writes a row"
+    c, w = run.cfg, run.world
+    rows = hellaswag_examples(None, run.tok, c.hellaswag_rows)
+    n, *right = over_ranks(choice_sum(run.plain, rows, rank=w.rank, world=w.size,
+                                      autocast=run.autocast), run)
+    names = ("acc", "acc_norm_token", "acc_norm_char")
+    row = dict(step=run.step, tokens=run.step * c.batch_tokens, split="hellaswag", rows=int(n),
+               **{k: r / n for k, r in zip(names, right)}, seconds=round(run.seconds, 3))
+    if w.main: append_row(Path(c.out)/"metrics.jsonl", **row)
+    return row
 
 # %% ../nbs/tough/20_trainer.ipynb #samples
 def samples(
@@ -347,7 +454,7 @@ def samples(
     "Let the model continue --sample-prompt, with a random generator of its own"
     c = run.cfg
     with run.autocast():
-        return continue_text(run.raw, run.tok, c.sample_prompt, n, c.sample_tokens, c.seed,
+        return continue_text(run.plain, run.tok, c.sample_prompt, n, c.sample_tokens, c.seed,
                              temperature=0.8, top_k=200)
 
 def write_sample(
@@ -366,6 +473,7 @@ def save_run(
     best:bool, # this is the lowest validation loss so far
 ):
     "Write a checkpoint, move last and best, delete what is no longer needed"
+    state = whole(run.optimizer.state_dict()) # under FSDP all ranks take part
     mine = checkpoint.rng_state(run.plan.device)
     every = {k: gather(v, run.world, run.plan.device) for k, v in sorted(mine.items())}
     name = f"step_{run.step:08d}"
@@ -376,7 +484,8 @@ def save_run(
                 best_name=run.best_name, val_loss=run.val_loss, world=run.world.size,
                 config=asdict(c), scaler=run.scaler.state_dict(), data=data_digest(run.plan.meta))
     rngs = [{k: v[r] for k, v in every.items()} for r in range(run.world.size)]
-    checkpoint.save(c.out, run.step, run.raw, run.optimizer, rngs, meta)
+    optimizer = SimpleNamespace(state_dict=lambda: state)
+    checkpoint.save(c.out, run.step, run.plain, optimizer, rngs, meta)
     where = Path(c.out)/"checkpoints"
     checkpoint.write_text(where/"last", name)
     if best: checkpoint.write_text(where/"best", name)
@@ -388,9 +497,9 @@ def restore(
     path:Path,  # a checkpoint directory
     say=print,
 ):
-    "Put a run where its checkpoint was"
-    checkpoint.load_weights(path, run.raw)
+    "Put a run where its checkpoint was; `build` has read the weights"
     meta, rngs = checkpoint.load_state(path, run.optimizer)
+    if run.plain is not run.raw: slice_like(run.optimizer)
     run.step, run.loader.position = meta["step"], meta["position"]
     run.seconds, run.best, run.best_name = meta["seconds"], meta["best"], meta["best_name"]
     run.val_loss, run.marks = meta["val_loss"], (meta["step"], meta["seconds"])
@@ -445,7 +554,7 @@ def start_run(
 
 def set_status(
     run:Run,
-    state:str, # running, finished or interrupted
+    state:str, # running, finished, interrupted or diverged
 ):
     "status.json says how a run ended: torchrun's exit status does not"
     if run.world.main: checkpoint.write_text(Path(run.cfg.out)/"status.json", json.dumps(
@@ -478,10 +587,10 @@ def fit(
                 bar.set_postfix_str(f"loss {row['loss']:.3f}, val {run.val_loss:.3f}, "
                                     f"{row['tokens_per_s']:,.0f} tok/s")
             bar.update()
-            stopping = any_over(bool(got), world, device)
+            stopping = any_over(bool(got), world)
             after_step(run, due, say, writers, stopping)
             if stopping: break
-    run.model = run.raw # let go of the wrapper while its process group still lives
+    run.model = run.fast = run.plain # let go of the wrapper while its process group still lives
     set_status(run, "finished" if run.step == c.steps else "interrupted")
     return run
 
@@ -496,15 +605,44 @@ def after_step(
     "Validate, sample and save, as far as they are due"
     c, first = run.cfg, due is None
     better = False
+    if run.plain is not run.raw and not first: refresh(run, due, stopping)
     if first or due(c.eval_every):
         loss = validate(run)
         for w in writers: w(dict(step=run.step, split="val", loss=loss))
         better, run.best = loss < run.best, min(loss, run.best)
+    if not first and due(c.hellaswag_every):
+        row = hellaswag(run)
+        for w in writers: w(row)
     save = not first and any((due(c.save_every), due(c.snapshot_every), stopping, better))
     if save: save_run(run, better)
     if c.sample_every and run.world.main and not first and due(c.sample_every):
         say(f"\nstep {run.step}, validation loss {run.val_loss:.3f}, a sample:\n"
             f"{write_sample(run).rstrip()}\n")
+
+# %% ../nbs/tough/20_trainer.ipynb #refresh
+def refresh(
+    run:Run,
+    due,      # function of "every n steps"
+    stopping:bool,
+):
+    "Bring the slices together in `plain`, if something that needs it is due"
+    c = run.cfg
+    every = (c.eval_every, c.save_every, c.snapshot_every, c.sample_every, c.hellaswag_every)
+    if not (stopping or any(due(e) for e in every)): return
+    with torch.no_grad():
+        for p, q in zip(run.plain.parameters(), run.raw.parameters()): p.copy_(whole(q))
+
+# %% ../nbs/tough/20_trainer.ipynb #evaluate-only
+def evaluate_only(
+    plan:Plan,
+    world:World,
+) -> dict:       # loss, perplexity, bits per byte; HellaSwag's accuracies where it is switched on
+    "What --eval-only prints: the validation of weights that exist, nothing written"
+    run = build(plan, world)
+    loss, total = validation_loss(run), plan.meta["tokens"]["val"] / plan.meta["bytes"]["val"]
+    run.model = run.fast = run.plain
+    return dict(split="val", loss=loss, perplexity=perplexity(loss),
+                bits_per_byte=bits_per_byte(loss, total))
 
 # %% ../nbs/tough/20_trainer.ipynb #draw-loss
 def draw_loss(

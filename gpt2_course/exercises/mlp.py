@@ -49,7 +49,7 @@ register(Exercise(
               lambda ids, n: (sliding(ids, n + 1)[::n + 1, :n], sliding(ids, n + 1)[::n + 1, n]),
               "Only one token in n + 1 becomes a target: a text gives a fraction of its "
               "lessons.")),
-    hints=("Write the example out by hand: how many windows of 2 does [3, 1, 4, 1, 5] hold, if each "
+    hints=("Write the example out by hand: how many windows of 2 has [3, 1, 4, 1, 5], if each "
            "needs a token after it?",
            "Input i is ids[i : i + n] and its target is ids[i + n], for i from 0 to L - n - 1.",
            "ids.unfold(0, n + 1, 1) is (L - n, n + 1): the last column is the targets.")))
@@ -81,7 +81,7 @@ register(Exercise(
               "Component by component, not token by token: a model trained so works, and one "
               "loaded from elsewhere reads noise."),
         Wrong("the window is read backwards", lambda wte, x: wte[x.flip(1)].flatten(1),
-              "The newest token stands where the weights expect the oldest: training does not mind, "
+              "The newest token stands where the weights expect the oldest: training never minds, "
               "borrowed weights do."),
         Wrong("the vectors are not joined", lambda wte, x: wte[x],
               "(B, n, E) goes through a linear layer of n * E inputs only by raising, and through "

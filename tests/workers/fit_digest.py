@@ -15,7 +15,7 @@ def main():
     plan = preflight(read_options(sys.argv[1:]), world, silent)
     with process_group(world, plan.device):
         run = fit(plan, world, silent)
-    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.raw.parameters())).hexdigest()
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.plain.parameters())).hexdigest()
     print(f"rank {world.rank} {digest}", flush=True)
 
 
