@@ -88,7 +88,7 @@ class Site:
     def link(self, text: str, page: str, module: str = "", self_too: bool = False) -> str | None:
         "A known name as a link to where it is defined, else None; a name of two modules is a link in its own only"
         name = text.removesuffix("()")
-        found = self.known.get(name, [])
+        found = self.known.get(f"gpt2_course.{name}" if page == "index.html" and name in self.modules else name, [])
         if len(found) > 1:
             found = [row for row in found if row[0] == module]
         if not found or found[0][1].partition("#")[0] == page and not self_too and page.startswith("api/") and "#" not in found[0][1]:
@@ -169,8 +169,10 @@ class Chapter:
         link, code, label, equation, name = found.groups()
         if link:
             bang, text, target, fragment = LINKED.fullmatch(link).groups()
-            if bang or re.match(r"[a-z]+:", target) or not target:
+            if bang or re.match(r"[a-z]+:", target):
                 return link
+            if not target:
+                return anchor(re.sub(r"`([^`]+)`", lambda m: api.code(m[1]), text), f"{self.out}{fragment}", self.out)
             return self.file_link(text, target, fragment or "")
         if code:
             return self.site.link(code, self.out, self.module.dotted if self.module else "") or found[0]
