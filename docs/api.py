@@ -10,6 +10,7 @@ import io
 import re
 import tokenize
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 CELL = re.compile(r"^# %% (?:\.\./)+nbs/(\S+\.ipynb) #(\S+)")
@@ -43,6 +44,17 @@ class Module:
     @property
     def full(self) -> str:
         return f"gpt2_course.{self.dotted}"
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        return self.text.encode().split(b"\n")
+
+    def segment(self, node: ast.AST) -> str:
+        "ast.get_source_segment, which would cut the whole text into lines each time"
+        rows = self.lines[node.lineno - 1 : node.end_lineno]
+        rows[-1] = rows[-1][: node.end_col_offset]
+        rows[0] = rows[0][node.col_offset :]
+        return b"\n".join(rows).decode()
 
 
 # --- reading ---
@@ -122,7 +134,7 @@ def arguments(node: ast.FunctionDef) -> list[tuple[str, ast.arg, ast.expr | None
 def parameters(entry: Name) -> list[tuple[str, str, str, str]]:
     "(name, annotation, default, docment) of every parameter, or of every field of a dataclass"
     node, comments = entry.node, entry.module.comments
-    shown = lambda part: " ".join(ast.get_source_segment(entry.module.text, part).split()) if part else ""
+    shown = lambda part: " ".join(entry.module.segment(part).split()) if part else ""
     if isinstance(node, ast.ClassDef):
         init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if init:
@@ -240,7 +252,7 @@ def describe(entry: Name, link, where, depth: int = 0) -> str:
         out.append(f"{fence}{{py:data}} {short}")
     out.append("")
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        value = ast.get_source_segment(entry.module.text, node.value)
+        value = entry.module.segment(node.value)
         doc = entry.module.comments.get(node.end_lineno, "")
         out += [f"<p>{prose(doc, link)}</p>\n"] if doc else []
         out += ["```python\n" + f"{short} = {value}" + "\n```\n"] if value.count("\n") < 14 and len(value) < 1200 else []

@@ -2,7 +2,7 @@
 
 nbs/sidebar.yml is the only list of chapters. Each notebook becomes a page in _proc/ (badges, anchors, links, numbers),
 docs/api.py adds the reference, and Sphinx makes HTML of it all. Nothing is executed and the package is not imported.
-A page of its own is added where there is one: docs/demo.md (files it needs: docs/static/, copied to _static/).
+The live demo is added where docs/demo_build.py is there to build it: a page of its own in _docs/demo/.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from functools import partial
@@ -30,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 LEVELS = ("easy", "medium", "tough", "reference")
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?\s*(.*)$")
+DEMO = ROOT / "docs" / "demo_build.py"  # python docs/demo_build.py FOLDER --home LINK writes the live demo
+DEMO_PAGE = "demo/demo.html"
+HERE = "https://site.invalid/"  # in a sidebar Sphinx takes its own pages or a URL: this one is made relative again
 FENCE = re.compile(r"^\s*(```|~~~)")
 
 
@@ -231,8 +235,8 @@ class Chapter:
         "The first thing to do, on the home page"
         first = self.site.sections[0][1][0]
         rows = [(html_name(first), f"Begin: {self.site.title(first)}"), ("api/index.html", "API reference")]
-        if (ROOT / "docs" / "demo.md").exists():
-            rows.insert(1, ("demo.html", "A model in this page"))
+        if DEMO.exists():
+            rows.insert(1, (DEMO_PAGE, "Live demo"))
         links = "".join(anchor(html.escape(text), target, self.out, "action") for target, text in rows)
         return f'<p class="actions">{links}</p>'
 
@@ -330,7 +334,10 @@ class Chapter:
             if cell["cell_type"] == "code":
                 cells += self.code(cell)
             elif cell["cell_type"] == "markdown" and not (cell.get("id") == "time" and "about" in text):
-                cells.append(note(cell["id"], self.head(text) if i == 0 else self.markdown(text)))
+                said = self.head(text) if i == 0 else self.markdown(text)
+                if self.page == "index.ipynb" and cell["id"] == "chapters":
+                    said = f'<div class="course-map">\n\n{said}\n\n</div>'
+                cells.append(note(cell["id"], said))
         if after:
             cells.append(note("toctree", after))
         kernel = dict(kernelspec=dict(display_name="Python 3", language="python", name="python3"), language_info=dict(name="python"))
@@ -421,9 +428,8 @@ def write_pages(work: Path) -> Site:
     index = Chapter(site, "index.ipynb")
     index.write("")
     trees = []
-    if (ROOT / "docs" / "demo.md").exists():
-        shutil.copyfile(ROOT / "docs" / "demo.md", work / "demo.md")
-        trees.append(toctree("Try it", ["demo"]))
+    if DEMO.exists():
+        trees.append(toctree("Try it", [f"Live demo <{HERE}{DEMO_PAGE}>"]))
     for name, pages in site.sections:
         trees.append(toctree(name, [f"{site.title(page)} <{page.removesuffix('.ipynb')}>" for page in pages]))
     trees.append(toctree("Package", ["API reference <api/index>", "Source <source/index>", *write_extra(site)]))
@@ -431,8 +437,9 @@ def write_pages(work: Path) -> Site:
     return site
 
 
-def mend(page: str) -> str:
-    "What the theme leaves unsaid to those who do not see the page"
+def mend(page: str, name: str) -> str:
+    "What the theme leaves unsaid to those who do not see the page; links to pages that Sphinx does not know"
+    page = re.sub(rf'reference external" href="{HERE}([^"]*)"', lambda m: f'reference internal" href="{relative(m[1], name)}"', page)
     page = re.sub(r'(<a class="[^"]*reference internal" href="[^"]*">([^<]*)</a><details[^>]*><summary)>', r'\1 aria-label="Pages of \2">', page)
     page = re.sub(r'(<button class="[^"]*search-button-field[^>]*?) aria-label="Search"', r"\1", page)
     page = page.replace(' aria-label="Toggle hidden content"', "")
@@ -474,9 +481,12 @@ def build(out: Path, work: Path):
     for name in ("notebooks", "files"):
         shutil.copytree(work / "pages" / name, out / name)
     for path in out.rglob("*.html"):
-        if path.relative_to(out).parts[0] not in ("files", "_static"):
-            path.write_text(mend(path.read_text("utf-8")), "utf-8")
+        name = path.relative_to(out).as_posix()
+        if not name.startswith(("files/", "_static/")):
+            path.write_text(mend(path.read_text("utf-8"), name), "utf-8")
     draw_icons(out)
+    if DEMO.exists():
+        subprocess.run([sys.executable, DEMO, out / "demo", "--home", "../index.html"], check=True)
     for name in (".buildinfo", "objects.inv"):
         (out / name).unlink(missing_ok=True)
     for path in out.rglob("*.map"):
