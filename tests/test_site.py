@@ -345,6 +345,7 @@ ONCE = """sidebar => {
   }
   if (!sidebar) for (const item of document.querySelectorAll("nav.bd-links li:not(.current)")) item.remove();
 }"""
+STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"  # colours half-way are no colours
 DARK = "() => { document.documentElement.dataset.theme = 'dark'; }"
 ALL, COLOURS = "{}", "{runOnly: ['color-contrast', 'link-in-text-block']}"  # in the dark, nothing but colours is different
 
@@ -372,6 +373,7 @@ def look_at(pages: list[str], executable: str, served: str) -> dict[str, list]:
                 found["opened"] += [page] if tab.title() else []
                 if AXE.is_file():
                     tab.set_viewport_size(dict(width=1280, height=900))
+                    tab.add_style_tag(content=STILL)
                     tab.evaluate(ONCE, page == pages[0])
                     tab.add_script_tag(path=AXE)
                     found["light"] += said_by_axe(tab, ALL)
