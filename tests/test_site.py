@@ -225,6 +225,20 @@ def test_level_and_time_stand_at_the_head(site):
             assert f"runs in {re.search('about (.+?) on', time)[1]} on two cores" in text, page
 
 
+def test_home_page_maps_the_course_with_levels_and_times(site):
+    "Made by docs/readme.py from the sidebar and the chapters' heads"
+    rows = re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", re.search(r'(?s)<div class="course-map">.*?</table>', (site / "index.html").read_text("utf-8"))[0])[1:]
+    chapters = [(part["section"], page) for part in PARTS if isinstance(part, dict) and part["section"] != "Reference" for page in part["contents"]]
+    assert len(rows) == len(chapters)
+    level = ""
+    for row, (section, page) in zip(rows, chapters):
+        said = [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"(?s)<td[^>]*>(.*?)</td>", row)]
+        level = said[0] or level
+        time = next(("".join(cell["source"]) for cell in cells(page) if cell.get("id") == "time"), None)
+        spent = re.search("about ([\\d.]+) (s|min)", time).groups() if time else ()
+        assert level == section.lower() and f'href="{html_of(page)}"' in row and said[3] == " ".join(spent), page
+
+
 def test_time_machine_is_embedded_not_copied(site):
     text = (site / "medium/14_look_inside.html").read_text("utf-8")
     assert 'src="../files/time_machine.html"' in text
@@ -251,6 +265,18 @@ def test_links_to_github_wait_for_a_repository(builder, tmp_path):
     path = f"someone/course/blob/main/nbs/{CHAPTERS[0]}"
     assert f"https://colab.research.google.com/github/{path}" in chapter.badges()
     assert f"https://github.com/{path}" in chapter.badges()
+
+
+def test_live_demo_waits_for_its_builder(builder, site, tmp_path, monkeypatch):
+    "docs/demo_build.py writes it; a link to it in the sidebar is made relative after Sphinx, which knows only its own pages"
+    assert (site / builder.DEMO_PAGE).is_file() == builder.DEMO.is_file()
+    pages, home = builder.Site(tmp_path), builder.Chapter
+    monkeypatch.setattr(builder, "DEMO", tmp_path / "absent.py")
+    assert "Live demo" not in home(pages, "index.ipynb").actions()
+    monkeypatch.setattr(builder, "DEMO", tmp_path)
+    assert f'href="{builder.DEMO_PAGE}">Live demo<' in home(pages, "index.ipynb").actions()
+    item = f'<a class="reference external" href="{builder.HERE}{builder.DEMO_PAGE}">Live demo</a>'
+    assert builder.mend(item, "easy/03_bigram.html") == '<a class="reference internal" href="../demo/demo.html">Live demo</a>'
 
 
 def test_build_reads_every_kind_of_signature(builder, tmp_path):
