@@ -41,6 +41,7 @@ html_title = project
 html_short_title = project
 html_static_path = [str(ROOT / "docs" / "theme")]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_favicon = str(ROOT / "docs" / "theme" / "favicon.svg")
 html_copy_source = False
 html_use_index = False

@@ -468,6 +468,15 @@ def test_search_copy_and_the_switch_to_dark(watched):
 
 
 @in_browser
+def test_a_dark_page_is_printed_on_white(watched):
+    with watched("dark") as w:
+        tab = w.open(html_of(CHAPTERS[0]))
+        tab.evaluate("() => { window.seen = []; addEventListener('beforeprint', () => seen.push(document.documentElement.dataset.theme)); }")
+        tab.pdf()
+        assert tab.evaluate("[...seen, document.documentElement.dataset.theme]") == ["light", "dark"]
+
+
+@in_browser
 def test_time_machine_runs_inside_its_chapter(watched):
     with watched("dark") as w:
         tab = w.open("medium/14_look_inside.html")
