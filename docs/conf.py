@@ -2,11 +2,14 @@
 
 import configparser
 import html
+import posixpath
 import re
 from pathlib import Path
 
+from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from pydata_sphinx_theme import toctree
 
 ROOT = Path(__file__).resolve().parents[1]
 _settings = configparser.ConfigParser()
@@ -89,6 +92,59 @@ def block_math(self, node: nodes.math_block):
     math = mathml(TAG.sub("", node.astext()), block=True)
     self.body.append(f'<div class="equation"><div class="equation-body" tabindex="0" role="group" aria-label="Equation">{math}</div>{number}</div>\n')
     raise nodes.SkipNode
+
+
+class Sidebar:
+    """The sidebar, made once and then marked for each page.
+
+    The theme makes it anew for every page, which grows with the square of their number.
+    """
+
+    def __init__(self, markup: str, page: str):
+        soup = BeautifulSoup(markup, "html.parser")
+        for part in soup("ul"):
+            part.attrs = {"class": kept} if (kept := [c for c in part.get("class", []) if c != "current"]) else {}
+        self.open = {}  # page -> numbers of the list items on the way to it
+        for number, item in enumerate(soup("li")):
+            item["class"] = [c for c in item["class"] if c not in ("current", "active")]
+            item["data-item"] = number
+            above = [int(parent["data-item"]) for parent in item.find_parents("li")]
+            link = item.find("a")
+            link["class"] = [c for c in link["class"] if c != "current"]
+            if details := item.find("details", recursive=False):
+                details.attrs = {"data-details": number}
+            if "://" not in link["href"]:
+                path = page if link["href"] == "#" else posixpath.normpath(posixpath.join(posixpath.dirname(page), link["href"]))
+                self.open[path] = [number, *above]
+                link["href"] = f"{{{path}}}"
+        self.markup = str(soup)
+
+    def at(self, page: str) -> str:
+        "As the theme would make it for a page"
+        way, last = self.open.get(page, []), self.open.get(page, [-1])[0]
+        here = lambda m: "#" if m[1] == page else posixpath.relpath(m[1], posixpath.dirname(page) or ".")
+        text = re.sub(r' data-details="(\d+)"', lambda m: ' open="open"' if int(m[1]) in way else "", self.markup)
+        mark = lambda m: f'class="{m[1]}{" current active" if int(m[2]) in way else ""}"{m[3]}class="{"current " if int(m[2]) == last else ""}'
+        text = re.sub(r'class="([^"]*)" data-item="(\d+)"(>\s*<a )class="', mark, text)
+        return re.sub(r"(?<=href=\")\{([^}]*)\}", here, text)
+
+
+def remember_sidebar(app, pagename, templatename, context, doctree):
+    "In place of the theme's function that the templates call"
+    theme_functions(app, pagename, templatename, context, doctree)
+    make, page = context["generate_toctree_html"], f"{pagename}.html"
+
+    def once(kind: str, **kwargs) -> str:
+        if kind != "sidebar":
+            return make(kind=kind, **kwargs)
+        if not hasattr(app, "course_sidebar"):
+            app.course_sidebar = Sidebar(str(make(kind=kind, **kwargs)), page)
+        return app.course_sidebar.at(page)
+
+    context["generate_toctree_html"] = once
+
+
+theme_functions, toctree.add_toctree_functions = toctree.add_toctree_functions, remember_sidebar
 
 
 def setup(app):
