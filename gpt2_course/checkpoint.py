@@ -20,6 +20,7 @@ from .config import GPTConfig, UserError, from_dict, read_json, require
 from .data import sha256_file
 from .model import GPT
 from .pretrained import OURS, from_hf
+from .variants import make_gpt
 
 # %% ../nbs/tough/19_checkpoint.ipynb #rng-state
 def rng_state(
@@ -189,7 +190,8 @@ def load_model(
     meta = read_json(path/"meta.json")
     require("config" in meta, f"{path/'meta.json'} names no config: "
             "it is no checkpoint of this package")
-    model = GPT(from_dict(GPTConfig, meta["config"]["model"], where=path/"meta.json"))
+    cfg = from_dict(GPTConfig, meta["config"]["model"], where=path/"meta.json")
+    model = make_gpt(cfg, meta["config"].get("variant", "gpt2"))
     load_weights(path, model)
     return model.to(device).eval()
 
