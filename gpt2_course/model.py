@@ -72,8 +72,7 @@ class GPT(nn.Module):
         cfg:GPTConfig,
         attention=sdpa, # function (q, k, v, dropout) -> mix
         block=Block,    # the class of a block, called with (cfg, attention)
-        norm=LayerNorm, # the class of the last norm
-        positions=nn.Embedding, # the class of wpe, called with (block_size, C)
+        norm=LayerNorm, positions=nn.Embedding, # the classes of ln_f and wpe
     ):
         super().__init__()
         self.cfg, self.parts = cfg, dict(block=block, norm=norm, positions=positions)
@@ -99,8 +98,7 @@ class GPT(nn.Module):
         require(past + T <= self.cfg.block_size, f"{past + T} tokens do not fit into the block of "
                 f"{self.cfg.block_size}: crop the input")
         pos = torch.arange(past, past + T, device=idx.device)              # (T,)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)          # (B, T, C)
-        x = self.transformer.drop(x)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos)) # (B, T, C)
         for i, block in enumerate(self.transformer.h): x = block(x, cache, i)
         if cache is not None: cache.advance(T)
         return self.transformer.ln_f(x)
@@ -111,9 +109,8 @@ class GPT(nn.Module):
         cache:KVCache | None = None,
     ) -> Tensor:                      # (B, T, vocab_size) logits, or the mean loss
         logits = self.lm_head(self.hidden(idx, cache))[..., :self.cfg.vocab_size]
-        if targets is None: return logits
         extra = [m.penalty for m in self.penalised] if self.training else []
-        return sum(extra, mean_loss(logits, targets))
+        return logits if targets is None else sum(extra, mean_loss(logits, targets))
 
 # %% ../nbs/medium/09_model.ipynb #params-by-formula
 def params_by_formula(

@@ -176,7 +176,7 @@ register(Exercise(
               "A count has no gradient: nothing would be learned. The probabilities carry it."),
         Wrong("only the mean probabilities count",
               lambda p, c: p.size(1) * p.mean(0).pow(2).sum(),
-              "A router may be undecided on average and still send every token to the same expert."),
+              "A router may be undecided on average and still send every token to one expert."),
     ),
     hints=("share = one_hot(chosen, E).float().mean((0, 1)): sums to one.",
            "probs.mean(0) is the router's mean opinion.", "E * (share * probs.mean(0)).sum()")))
