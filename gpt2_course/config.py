@@ -117,6 +117,7 @@ class TrainConfig:
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     compile: bool = True          # torch.compile, where this machine can
     attention: str = "auto"       # auto, sdpa or manual
+    variant: str = "gpt2"         # the model's parts: gpt2, rmsnorm, swiglu, rope, llama, moe …
     parallel: str = "ddp"         # several processes: ddp, or fsdp (each holds a slice of all)
     order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
     log_every: int = 10           # steps between rows of metrics.jsonl
@@ -211,6 +212,8 @@ CHOICES = dict(
     device=("auto", "cpu", "cuda", "mps"),
     dtype=("auto", "float32", "bfloat16", "float16"),
     attention=("auto", "sdpa", "manual"),
+    variant=("gpt2", "rmsnorm", "swiglu", "swiglu-rmsnorm", "rope", "llama", "qk-norm", "relu2",
+             "gqa", "moe"),
     parallel=("ddp", "fsdp"),
     order=("epochs", "random", "documents"),
     log=("tensorboard", "wandb"),
