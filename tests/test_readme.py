@@ -1,7 +1,6 @@
 """What README.md tells the reader to type: its commands are taken out of it, and run; what needs a GPU, a network or Windows is parsed."""
 
 import ast
-import os
 import re
 import shlex
 import shutil
