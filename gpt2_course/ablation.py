@@ -145,6 +145,7 @@ def run_matrix(
     say=print,
 ) -> dict: # cell name -> status
     "Train every cell that is not done; interrupted, it goes on at the next call"
+    Path(cfg.out).mkdir(parents=True, exist_ok=True)
     todo = [c for c in cells(cfg) if status(Path(cfg.out)/c[0]) in ("new", "interrupted")]
     jobs = cfg.jobs or (1 if cfg.device in ("cuda", "mps") else os.cpu_count() or 1)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
