@@ -153,8 +153,8 @@ def token_logprobs(
     "The head in float32 whatever surrounds it, some hundred positions at a time to save memory"
     logp, hit = [], []
     with torch.autocast(h.device.type, enabled=False), full_float32():
-        for a, b in zip(h.split(512), y.split(512)):
-            logits = F.linear(a.float(), weight.float())                    # (512, V)
+        for a, b in zip(h.split(128), y.split(128)):
+            logits = F.linear(a.float(), weight.float())                    # (128, V)
             logp.append(-F.cross_entropy(logits, b, reduction="none"))
             hit.append(logits.argmax(-1) == b)
     return torch.cat(logp), torch.cat(hit)
