@@ -360,8 +360,10 @@ def draw(
         m, h = np.array([interval(list(losses[lr].values())) for lr in rates]).T
         half = np.where(np.isfinite(h), h, 0)
         axes[2].errorbar(rates, m, yerr=half, capsize=2, marker="o", ms=3, **look)
-    low = min(a["loss"][0] for a in found.values())
-    for ax in axes: ax.set_ylim(low - 0.05, low + 0.9)
+    ends = [found[arm]["loss"] for arm in arms or found]
+    wide = max((h for _, h in ends if np.isfinite(h)), default=0)
+    low, high = min(m for m, _ in ends), max(m for m, _ in ends)
+    for ax in axes: ax.set_ylim(low - wide - 0.05, high + wide + 0.5)
     axes[0].set(xlabel="step", ylabel="validation loss, nats a token")
     axes[1].set(xlabel="FLOPs")
     axes[2].set(xlabel="highest learning rate", xscale="log", ylabel="final loss")
