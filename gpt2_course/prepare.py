@@ -322,11 +322,18 @@ def chunked(
 class WorkerLost(RuntimeError): "A worker process died"
 
 @contextmanager
-def later(): # Ctrl-C waits, and a process that is started meanwhile never hears it (not on Windows)
-    if not hasattr(signal, "pthread_sigmask"): return (yield)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def later():
+    "Ctrl-C waits; where signals can be blocked, a process started meanwhile never hears it"
+    if threading.current_thread() is not threading.main_thread(): return (yield)
+    got = []
+    handler = signal.signal(signal.SIGINT, lambda *a: got.append(a))
+    block = getattr(signal, "pthread_sigmask", lambda *a: None) # not on Windows
+    block(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
     try: yield
-    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:
+        block(getattr(signal, "SIG_UNBLOCK", 0), {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        if got: raise KeyboardInterrupt
 
 def encoded(
     docs,               # yields (text, place) pairs
