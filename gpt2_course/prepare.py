@@ -6,16 +6,16 @@
 __all__ = ['KINDS', 'HUB', 'CONVERTED', 'NO_DATASETS', 'PAUSES', 'WORKER', 'CHUNK', 'SAMPLE', 'source_files', 'read_file',
            'read_parquet', 'LocalFile', 'cut', 'find_on_hub', 'unreachable', 'HubSet', 'is_lost', 'parts_of',
            'documents', 'split_of', 'id_type', 'encode_documents', 'encode_text', 'start_worker', 'encode_chunk',
-           'in_order', 'chunked', 'WorkerLost', 'encoded', 'ShardWriter', 'write_json', 'request_of', 'val_target',
-           'out_dir', 'workers_of', 'text_sample', 'open_writer', 'Progress', 'fill', 'prepare', 'meta_of',
-           'refuse_all_val', 'report', 'main', 'stopped']
+           'in_order', 'chunked', 'WorkerLost', 'later', 'encoded', 'ShardWriter', 'write_json', 'request_of',
+           'val_target', 'out_dir', 'workers_of', 'text_sample', 'open_writer', 'Progress', 'fill', 'prepare',
+           'meta_of', 'refuse_all_val', 'report', 'main', 'stopped']
 
 # %% ../nbs/tough/21_prepare.ipynb #imports
 import glob, gzip, hashlib, json, multiprocessing, os, signal, sys, threading, time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -321,6 +321,20 @@ def chunked(
 
 class WorkerLost(RuntimeError): "A worker process died"
 
+@contextmanager
+def later():
+    "Ctrl-C waits; where signals can be blocked, a process started meanwhile never hears it"
+    if threading.current_thread() is not threading.main_thread(): return (yield)
+    got = []
+    handler = signal.signal(signal.SIGINT, lambda *a: got.append(a))
+    block = getattr(signal, "pthread_sigmask", lambda *a: None) # not on Windows
+    block(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
+    try: yield
+    finally:
+        block(getattr(signal, "SIG_UNBLOCK", 0), {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        if got: raise KeyboardInterrupt
+
 def encoded(
     docs,               # yields (text, place) pairs
     tokenizer_file:str,
@@ -338,7 +352,9 @@ def encoded(
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker,
                                (str(tokenizer_file),))
-    submit = lambda chunk: pool.submit(encode_chunk, [text for text, _ in chunk])
+    def submit(chunk):
+        with later(): return pool.submit(encode_chunk, [text for text, _ in chunk])
+
     try: yield from flat(in_order(submit, chunked(docs), 2 * workers))
     except BrokenProcessPool:
         raise WorkerLost("a worker process died (was memory short?): the same command goes on "
