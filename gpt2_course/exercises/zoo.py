@@ -724,7 +724,7 @@ def angles_numpy(T, past, hs, block):
 
 lab("one_size", "RoPE's table is never cut to the row",
     "rows of one length only; a row of one comes back as 32", "another length",
-    "medium/11_generation.ipynb",
+    "tough/23_variants.ipynb",
     "https://github.com/lucidrains/rotary-embedding-torch/issues/11", one_size, (
         ("the table of angles always has block_size rows",
          "only the full length fits, and a single row is silently stretched to 32 by broadcasting"),
