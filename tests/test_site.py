@@ -361,12 +361,15 @@ def watched(chromium, served):
     return functools.partial(Watched, chromium, served)
 
 
-# What axe need not see twice: two pieces of code of one colour, and the sidebar, which is the same on every page.
+# What axe need not see twice: two pieces of code of one colour, the twenty-first description of the reference and its
+# entry in the contents, which one template makes, and the sidebar, which is the same on every page.
 ONCE = """sidebar => {
   const seen = new Set();
-  for (const span of document.querySelectorAll("pre span[class]")) {
+  for (const many of ["article dl.py:not(dl.py dl.py)", ".page-toc li", ".bd-toc li"])
+    for (const one of [...document.querySelectorAll(many)].slice(20)) one.remove();
+  for (const span of document.querySelectorAll("pre span[class], dt.sig span[class]")) {
     if (span.querySelector("span")) continue;
-    const kind = span.className + " in " + span.parentElement.closest("div, details").className;
+    const kind = span.className + " in " + span.parentElement.closest("div, details, dt").className;
     if (seen.has(kind)) span.remove(); else seen.add(kind);
   }
   if (!sidebar) for (const item of document.querySelectorAll("nav.bd-links li:not(.current)")) item.remove();
