@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import shutil
 import sys
 import tomllib
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,15 @@ from gpt2_course.optim import adamw, cosine_lr
 
 CFG = GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32)
 EOT = 49
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Models this small are faster with one thread"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +260,6 @@ def test_defect_14_compiled_names_never_reach_a_file_and_no_gradient_is_left_ove
 
 
 def test_defect_15_a_resumed_run_reads_on_where_it_stopped(made, tmp_path):
-    import shutil
-
     data, out, _ = made
     copy = shutil.copytree(out, tmp_path / "run")
     cfg = train.read_options(["--data", str(data), "--out", str(copy), "--resume", "--steps", "6"])
