@@ -21,6 +21,7 @@ from .config import GPTConfig, UserError, from_dict, read_json, require
 from .data import sha256_file
 from .model import GPT
 from .pretrained import OURS, from_hf
+from .variants import make_gpt
 
 # %% ../nbs/tough/19_checkpoint.ipynb #rng-state
 def rng_state(
@@ -246,7 +247,8 @@ def load_model(
     "Rebuild a trained model from its files"
     path = find(run, which)
     meta = read_description(path)
-    model = GPT(from_dict(GPTConfig, meta["config"]["model"], where=path/"meta.json"))
+    cfg = from_dict(GPTConfig, meta["config"]["model"], where=path/"meta.json")
+    model = make_gpt(cfg, meta["config"].get("variant", "gpt2"))
     load_weights(path, model)
     return model.to(device).eval()
 

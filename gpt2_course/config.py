@@ -117,6 +117,7 @@ class TrainConfig:
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     compile: bool = True          # torch.compile, where this machine can
     attention: str = "auto"       # auto, sdpa or manual
+    variant: str = "gpt2"         # the model's parts: gpt2, rmsnorm, swiglu, rope, llama, moe …
     parallel: str = "ddp"         # several processes: ddp, or fsdp (each holds a slice of all)
     order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
     log_every: int = 10           # steps between rows of metrics.jsonl
@@ -161,18 +162,24 @@ def check_train(cfg): # raises `UserError` for the first value that cannot be
 @dataclass(frozen=True)
 class PrepareConfig:
     "Text in, shards of tokens out"
-    # shakespeare (embedded), or files and globs: .txt .jsonl .parquet
+    # shakespeare (embedded), fineweb-edu[:sample-100BT] or openwebtext (streamed), or files and
+    # globs: .txt .jsonl .parquet
     source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
     out: str | None = None        # directory to write (default: data/cache/SOURCE-TOKENIZER)
     tokenizer: str = "gpt2"       # gpt2, char or bpe:VOCAB_SIZE
-    val_tokens: int = 100_000     # least tokens of validation (but at most a tenth of the text)
+    val_tokens: int | None = None # least tokens of validation; None: 100,000, streamed 10,485,760
     shard_tokens: int = 100_000_000 # tokens in a shard
+    max_tokens: int | None = None # most tokens in all, in whole documents; None takes every one
+    workers: int | None = None    # processes that tokenise; 0, 1: this one; None: CPUs less one
 
     def __post_init__(self):
         require(bool(self.source), "no SOURCE given: name shakespeare, or files of text")
-        for name in ("val_tokens", "shard_tokens"):
-            require(getattr(self, name) > 0, f"{flag(name)} is {getattr(self, name)}: "
+        for name in ("val_tokens", "shard_tokens", "max_tokens"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{flag(name)} is {value}: "
                     "give a whole number above 0")
+        require(self.workers is None or self.workers >= 0, f"--workers is {self.workers}: "
+                "it cannot be negative")
 
 # %% ../nbs/reference/config.ipynb #sample-config
 @dataclass(frozen=True)
@@ -205,6 +212,8 @@ CHOICES = dict(
     device=("auto", "cpu", "cuda", "mps"),
     dtype=("auto", "float32", "bfloat16", "float16"),
     attention=("auto", "sdpa", "manual"),
+    variant=("gpt2", "rmsnorm", "swiglu", "swiglu-rmsnorm", "rope", "llama", "qk-norm", "relu2",
+             "gqa", "moe"),
     parallel=("ddp", "fsdp"),
     order=("epochs", "random", "documents"),
     log=("tensorboard", "wandb"),
@@ -228,7 +237,7 @@ def gpt2_preset(
 ) -> TrainConfig:
     "A GPT-2 size for ten billion tokens, with GPT-3's hyperparameters"
     return TrainConfig(
-        preset=name, data="data/cache/fineweb-edu", out=f"runs/{name}",
+        preset=name, data="data/cache/fineweb-edu-gpt2", out=f"runs/{name}",
         steps=10_000_000_000 // batch_tokens, batch_tokens=batch_tokens, micro_batch=micro_batch,
         eval_tokens=20 * 524_288, save_every=1000, sample_prompt="Hello, I'm a language model,",
         model=GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd),

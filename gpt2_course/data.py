@@ -81,7 +81,9 @@ def read_meta(
 ) -> dict:# its meta.json
     "The description of a prepared directory; anything else raises `UserError`"
     data = Path(data)
-    how = f"make it with: python -m gpt2_course.prepare shakespeare --out {data}"
+    hub = (s for s in ("fineweb-edu", "openwebtext") if data.name.startswith(s))
+    source = next(hub, "shakespeare")
+    how = f"make it with: python -m gpt2_course.prepare {source} --out {data}"
     require(data.exists(), f"--data {data} does not exist: {how}")
     require(data.is_dir(), f"--data {data} is a file, not a directory: {how}")
     require((data/"meta.json").exists(), f"--data {data} has no meta.json, so it was not prepared "

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf16', 'pick_attention', 'can_compile', 'check_out',
-           'data_digest', 'first_weights', 'encodes', 'preflight', 'check_parallel', 'describe', 'accumulate', 'update',
-           'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train', 'over_ranks',
-           'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run', 'restore',
-           'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh', 'evaluate_only',
-           'draw_loss', 'baseline']
+           'data_digest', 'first_weights', 'same_tokenizer', 'preflight', 'check_parallel', 'describe', 'accumulate',
+           'update', 'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train',
+           'over_ranks', 'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run',
+           'restore', 'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh',
+           'evaluate_only', 'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
 import copy, json, math, os, random, shutil, signal, time
@@ -34,6 +34,7 @@ from .evals import validation_sum
 from .generation import continue_text
 from .model import GPT, count_params, crop_block_size, flops_per_token
 from .optim import adamw, cosine_lr, muon, wsd_lr
+from .variants import make_gpt
 
 # %% ../nbs/tough/20_trainer.ipynb #plan
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def check_out(
     then = from_dict(GPTConfig, meta_then["config"]["model"], where=path/"meta.json")
     other = ", ".join(f"{k} {v} there, {asdict(cfg.model)[k]} here" for k, v in asdict(then).items()
                       if v != asdict(cfg.model)[k])
+    was = meta_then["config"].get("variant", "gpt2")
+    if was != cfg.variant: other = f"variant {was} there, {cfg.variant} here"
     require(not other, f"--resume: {path} has another shape ({other}): "
             "give the same, or choose another --out")
     require(meta_then.get("data") == data_digest(meta), f"--resume: {cfg.data} is not the data "
@@ -148,16 +151,18 @@ def first_weights(
     source = cfg.init_from or (cfg.out if cfg.eval_only else None)
     if not source or cfg.resume and not cfg.eval_only: return None
     model, theirs = checkpoint.open_model(source)
-    probe = "To be, or not to be: 1601, \u00e9t\u00e9\n"
-    same = theirs.n_vocab == tok.n_vocab and encodes(theirs, probe) == encodes(tok, probe)
-    require(same, f"{source} was trained with another tokenizer ({theirs.n_vocab:,} tokens) than "
-            f"{cfg.data} was prepared with ({tok.n_vocab:,}): prepare the data with the same")
+    require(same_tokenizer(theirs, tok), f"{source} was trained with another tokenizer "
+            f"({theirs.n_vocab:,} tokens) than {cfg.data} was prepared with ({tok.n_vocab:,}): "
+            "prepare the data with the same")
+    kind = getattr(model, "variant", "gpt2")
+    require(kind == cfg.variant, f"{source} is of the variant {kind}: give --variant {kind}")
     size = cfg.model.block_size
     return crop_block_size(model, size) if size < model.cfg.block_size else model
 
-def encodes(tok, text): # ids, or None where a tokenizer has no such character
-    try: return tok.encode_ordinary(text)
-    except UserError: return None
+def same_tokenizer(a, b) -> bool:
+    "Whether two tokenizers give every text the same ids"
+    return type(a) is type(b) and all(getattr(a, k, None) == getattr(b, k, None)
+                                      for k in ("chars", "merges", "name"))
 
 # %% ../nbs/tough/20_trainer.ipynb #preflight
 def preflight(
@@ -187,7 +192,7 @@ def preflight(
     for split in ("train", "val"): TokenLoader(open_split(cfg.data, split), 1, model.block_size)
     if world.main: verify(cfg.data, model.vocab_size)
     tok.encode_ordinary(cfg.sample_prompt)
-    if cfg.hellaswag_every: hellaswag_examples(None, tok, 1)
+    if cfg.hellaswag_every: hellaswag_examples(None, tok, cfg.hellaswag_rows)
     compiled = cfg.compile and can_compile(device)
     if cfg.compile and not compiled: say("no C++ compiler here: training without torch.compile")
     return Plan(cfg, meta, device, dtype, compiled, accumulation, resume, start)
@@ -207,12 +212,13 @@ def describe(
 ) -> str:       # a few lines
     "The plan in words"
     c, m = plan.cfg, plan.cfg.model
-    with torch.device("meta"): n = count_params(GPT(m))
+    with torch.device("meta"): n = count_params(make_gpt(m, c.variant))
     tokens = c.steps * c.batch_tokens
     many = "es" if world.size > 1 else ""
     return "\n".join((
         f"model   {n:,} parameters: {m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, "
-        f"block {m.block_size}, vocabulary {m.vocab_size:,}",
+        f"block {m.block_size}, vocabulary {m.vocab_size:,}"
+        f"{'' if c.variant == 'gpt2' else f', variant {c.variant}'}",
         f"data    {c.data}: {plan.meta['tokens']['train']:,} tokens of training, "
         f"{plan.meta['tokens']['val']:,} of validation",
         f"step    {c.batch_tokens:,} tokens = {world.size} process{many} x {plan.accumulation} x "
@@ -297,7 +303,7 @@ def build(
     cfg, device = plan.cfg, plan.device
     torch.manual_seed(cfg.seed)
     if device.type == "cuda": torch.set_float32_matmul_precision("high") # TF32 where fp32 is left
-    raw = GPT(cfg.model, ATTENTION[cfg.attention]).to(device)
+    raw = make_gpt(cfg.model, cfg.variant, ATTENTION[cfg.attention]).to(device)
     if plan.resume: checkpoint.load_weights(plan.resume, raw)
     elif plan.start: raw.load_state_dict(plan.start.state_dict())
     sliced = cfg.parallel == "fsdp" and world.size > 1
