@@ -88,7 +88,7 @@ def bpe_run(tmp_path_factory) -> Path:
     tokenizer.save(tok, run / "tokenizer.json")
     save_file(untied(model.state_dict()), run / "model.safetensors")
     digests = {"model.safetensors": sha256_file(run / "model.safetensors")}
-    (run / "meta.json").write_text(json.dumps(dict(config=dict(model=vars(cfg)), step=0, sha256=digests)), encoding="utf-8")
+    (run / "meta.json").write_text(json.dumps(dict(format=1, config=dict(model=vars(cfg)), step=0, sha256=digests)), encoding="utf-8")
     return run
 
 
