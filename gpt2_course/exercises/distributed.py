@@ -86,8 +86,8 @@ def launch(
     fn,               # function of a module: fn(world, *args) -> tensors and plain values
     n:int,            # processes
     *args,
-    seconds:float=60, # then whoever still runs is ended
-    wait:float=30,    # seconds after which a collective gives up
+    seconds:float=150, # then whoever still runs is ended
+    wait:float=60,     # seconds after which a collective gives up
     **env:str,        # variables of the environment
 ) -> list:            # what each rank returned; of one that failed, dict(error=…)
     "Run a function in n processes that can talk to each other"
@@ -376,14 +376,15 @@ def uneven(
     wait:float,     # seconds until a collective gives up
 ) -> dict:          # seconds until something was said, the error, the stack of this rank
     "Rank 1 has one batch fewer and leaves the loop: rank 0 waits for it in an all-reduce"
-    stack = tempfile.TemporaryFile("w+")
+    stack, limit = tempfile.TemporaryFile("w+"), timedelta(seconds=wait)
+    group = dist.new_group(timeout=limit) # the same ranks, less patient
     faulthandler.dump_traceback_later(0.6 * wait, file=stack) # where is everyone by then?
     error, began = "", time.perf_counter()
     try:
         for step in range(3 - world.rank):
-            if monitored: dist.monitored_barrier(timeout=timedelta(seconds=wait))
-            dist.all_reduce(torch.ones(4)) # the gradients
-        if then == "validate": dist.all_reduce(torch.ones(2)) # loss and number of tokens
+            if monitored: dist.monitored_barrier(group, timeout=limit)
+            dist.all_reduce(torch.ones(4), group=group) # the gradients
+        if then == "validate": dist.all_reduce(torch.ones(2), group=group) # loss and tokens
         elif not world.main: write_report(1.5 * wait)
     except RuntimeError as e: error = str(e)
     faulthandler.cancel_dump_traceback_later()
