@@ -11,6 +11,8 @@ OUT = runs/$(SOURCE)
 NPROC =
 # more flags: of the trainer (make train), of pytest (make test), of JupyterLab (make lab)
 ARGS =
+# where make docs-serve shows the site
+PORT = 8000
 # another pip index to take torch from, e.g. https://download.pytorch.org/whl/cpu (the environment may set it, too)
 TORCH_INDEX ?=
 
@@ -20,13 +22,15 @@ TRAIN_FLAGS = --preset $(PRESET) --data $(DATA) --out $(OUT) $(ARGS)
 comma = ,
 USABLE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help train test lab clean
+.PHONY: help train test lab docs docs-serve clean
 .SUFFIXES:
 
 help:
 	@echo 'make train   train a small GPT-2 on Shakespeare (two processes on a CPU, one per GPU), print samples, plot the loss'
 	@echo 'make lab     open the course in JupyterLab, in your own copy: my_course/'
+	@echo 'make docs    build the site into _docs/ (make docs-serve also shows it: http://127.0.0.1:8000/)'
 	@echo 'make test    run the tests'
+	@echo 'make soak    kill, fill the disk, flip bits: the reliability scorecard in full (half an hour)'
 	@echo 'make clean   remove build products and caches'
 	@echo
 	@echo 'Variables: PYTHON=python3.12 picks the Python; TORCH_INDEX=URL picks where torch comes from;'
@@ -76,10 +80,14 @@ endef
 	$(call install,course$(comma)data$(comma)hf)
 	@touch .venv/.train-ready $@
 
-# dev holds the extras of the other two
+.venv/.docs-ready: pyproject.toml constraints.txt | .venv/.python
+	$(call install,docs)
+	@touch $@
+
+# dev holds the extras of the others
 .venv/.test-ready: pyproject.toml constraints.txt | .venv/.python
 	$(call install,dev)
-	@touch .venv/.train-ready .venv/.lab-ready $@
+	@touch .venv/.train-ready .venv/.lab-ready .venv/.docs-ready $@
 
 # --- what a reader does --------------------------------------------------------------------------------------------
 
@@ -103,7 +111,13 @@ endif
 test: .venv/.test-ready
 	$(PY) -m pytest -q $(ARGS)
 
-# my_course/ is the reader's: only what is not there yet is copied.
+# --short for the counts of make test, --only NAME … for some rows
+.PHONY: soak
+soak: .venv/.test-ready
+	$(PY) tests/soak.py $(ARGS)
+
+# my_course/ is the reader's: only what is not there yet is copied. JupyterLab's root is the checkout, so that links between levels and to
+# figures work. docs/lab/ holds defaults (no news, headings on the right; the reader's own settings win) and the layout of the first start.
 lab: .venv/.lab-ready
 	@mkdir -p my_course; \
 	find nbs \( -name '.*' -o -name _proc -o -name assets \) -prune -o -type f -name '*.ipynb' -print | while IFS= read -r from; do \
@@ -112,7 +126,16 @@ lab: .venv/.lab-ready
 	done
 	@[ -e my_course/assets ] || [ ! -d assets ] || ln -s ../assets my_course/assets
 	@echo 'Your copy of the course is in my_course/: edit it freely. To get a notebook fresh, delete it there and run make lab again.'
-	$(PY) -m jupyterlab $(ARGS) my_course/easy/00_start.ipynb
+	@[ -e my_course/.jupyter ] || { mkdir my_course/.jupyter && cp docs/lab/workspace.json my_course/.jupyter/default-37a8.jupyterlab-workspace; }
+	JUPYTER_CONFIG_PATH='$(CURDIR)/docs/lab'$${JUPYTER_CONFIG_PATH:+":$$JUPYTER_CONFIG_PATH"} $(PY) -m jupyterlab \
+	  --ServerApp.root_dir='$(CURDIR)' --LabApp.workspaces_dir=my_course/.jupyter $(ARGS) my_course/easy/00_start.ipynb
+
+# From the notebooks as they are committed: nothing is executed.
+docs: .venv/.docs-ready
+	$(PY) docs/build.py
+
+docs-serve: .venv/.docs-ready
+	$(PY) docs/build.py --serve $(PORT)
 
 clean:
 	rm -rf build dist *.egg-info _docs _proc .pytest_cache .hypothesis .jupyter_cache

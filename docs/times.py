@@ -3,7 +3,7 @@
     python docs/times.py                        all chapters
     python docs/times.py nbs/easy/03_bigram.ipynb …   some of them
 
-The sentence stands in the cell with the id `time`. Measure on a quiet machine: the number is what readers plan by.
+The sentence stands in the cell with the id `time`; the map in nbs/index.ipynb and README.md follows. Measure on a quiet machine: the number is what readers plan by.
 """
 
 import sys
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,4 +44,6 @@ if __name__ == "__main__":
     for path in chosen:
         total += (seconds := refresh(path))
         print(f"{seconds:7.1f}  {path.name}", flush=True)
+    for path, text in readme.made().items():
+        path.write_text(text, "utf-8")  # the map on the home page repeats the times
     print(f"{total:7.1f}  together; now run nbdev_clean")

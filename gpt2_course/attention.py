@@ -67,8 +67,9 @@ class KVCache:
         cfg:GPTConfig,
         B:int,               # rows
         device=None, dtype=torch.float32,
+        heads:int | None = None, # of keys and values (default: all of them)
     ):
-        shape = (cfg.n_layer, B, cfg.n_head, cfg.block_size, cfg.head_size)
+        shape = (cfg.n_layer, B, heads or cfg.n_head, cfg.block_size, cfg.head_size)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0 # positions stored

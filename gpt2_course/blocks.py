@@ -53,12 +53,13 @@ class Block(nn.Module):
     def __init__(self,
         cfg:GPTConfig,
         attention=sdpa, # function (q, k, v, dropout) -> mix
+        norm=LayerNorm, attn=CausalSelfAttention, mlp=MLP, # classes of its parts
     ):
         super().__init__()
-        self.ln_1 = LayerNorm(cfg.n_embd, cfg.bias)
-        self.attn = CausalSelfAttention(cfg, attention)
-        self.ln_2 = LayerNorm(cfg.n_embd, cfg.bias)
-        self.mlp = MLP(cfg)
+        self.ln_1 = norm(cfg.n_embd, cfg.bias)
+        self.attn = attn(cfg, attention)
+        self.ln_2 = norm(cfg.n_embd, cfg.bias)
+        self.mlp = mlp(cfg)
 
     def forward(self, x:Tensor, cache=None, layer:int=0) -> Tensor: # (B, T, C) -> (B, T, C)
         x = x + self.attn(self.ln_1(x), cache, layer)

@@ -30,8 +30,12 @@ def write_shard(
     dtype="uint16",    # "uint16" or "uint32": how an id is stored
 ):
     "Write one shard: beside its name first, then renamed, so that no half shard ever has the name"
-    path, dtype = Path(path), np.dtype(dtype).newbyteorder("<")
-    assert len(tokens) == 0 or int(np.max(tokens)) <= np.iinfo(dtype).max, "id too large for dtype"
+    path, dtype, tokens = Path(path), np.dtype(dtype).newbyteorder("<"), np.asarray(tokens)
+    require(len(tokens) == 0 or tokens.dtype.kind in "iu",
+            f"{path}: token ids are whole numbers, not {tokens.dtype}")
+    low, high = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+    require(0 <= low and high <= np.iinfo(dtype).max, f"{path}: ids from {low} to {high} do not "
+            f"fit {dtype.name}, which holds 0 to {np.iinfo(dtype).max}")
     head = np.zeros((), HEADER)
     head["magic"], head["version"] = MAGIC, VERSION
     head["itemsize"], head["tokens"] = dtype.itemsize, len(tokens)
@@ -77,7 +81,9 @@ def read_meta(
 ) -> dict:# its meta.json
     "The description of a prepared directory; anything else raises `UserError`"
     data = Path(data)
-    how = f"make it with: python -m gpt2_course.prepare shakespeare --out {data}"
+    hub = (s for s in ("fineweb-edu", "openwebtext") if data.name.startswith(s))
+    source = next(hub, "shakespeare")
+    how = f"make it with: python -m gpt2_course.prepare {source} --out {data}"
     require(data.exists(), f"--data {data} does not exist: {how}")
     require(data.is_dir(), f"--data {data} is a file, not a directory: {how}")
     require((data/"meta.json").exists(), f"--data {data} has no meta.json, so it was not prepared "

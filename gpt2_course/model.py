@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIED', 'trim_vocab', 'pad_vocab', 'init_std', 'init_weights', 'mean_loss', 'GPT', 'params_by_formula', 'count_params',
-           'loss_at_init', 'crop_block_size', 'flops_per_token']
+           'loss_at_init', 'crop_block_size', 'active_params', 'flops_per_token']
 
 # %% ../nbs/medium/09_model.ipynb #imports
 import math
@@ -72,20 +72,22 @@ class GPT(nn.Module):
         cfg:GPTConfig,
         attention=sdpa, # function (q, k, v, dropout) -> mix
         block=Block,    # the class of a block, called with (cfg, attention)
+        norm=LayerNorm, positions=nn.Embedding, # the classes of ln_f and wpe
     ):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.parts = cfg, dict(block=block, norm=norm, positions=positions)
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(cfg.padded_vocab_size, cfg.n_embd),
-            wpe=nn.Embedding(cfg.block_size, cfg.n_embd),
+            wpe=positions(cfg.block_size, cfg.n_embd),
             drop=nn.Dropout(cfg.dropout),
             h=nn.ModuleList(block(cfg, attention) for _ in range(cfg.n_layer)),
-            ln_f=LayerNorm(cfg.n_embd, cfg.bias)))
+            ln_f=norm(cfg.n_embd, cfg.bias)))
         self.lm_head = nn.Linear(cfg.n_embd, cfg.padded_vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight # tied
         self.register_state_dict_post_hook(trim_vocab)
         self.register_load_state_dict_pre_hook(pad_vocab)
         init_weights(self, cfg.n_layer)
+        self.penalised = [m for m in self.modules() if hasattr(m, "penalty")] # none in GPT-2
 
     def hidden(self,
         idx:Tensor,                  # (B, T) token ids
@@ -96,8 +98,7 @@ class GPT(nn.Module):
         require(past + T <= self.cfg.block_size, f"{past + T} tokens do not fit into the block of "
                 f"{self.cfg.block_size}: crop the input")
         pos = torch.arange(past, past + T, device=idx.device)              # (T,)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)          # (B, T, C)
-        x = self.transformer.drop(x)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos)) # (B, T, C)
         for i, block in enumerate(self.transformer.h): x = block(x, cache, i)
         if cache is not None: cache.advance(T)
         return self.transformer.ln_f(x)
@@ -108,7 +109,8 @@ class GPT(nn.Module):
         cache:KVCache | None = None,
     ) -> Tensor:                      # (B, T, vocab_size) logits, or the mean loss
         logits = self.lm_head(self.hidden(idx, cache))[..., :self.cfg.vocab_size]
-        return logits if targets is None else mean_loss(logits, targets)
+        extra = [m.penalty for m in self.penalised] if self.training else []
+        return logits if targets is None else sum(extra, mean_loss(logits, targets))
 
 # %% ../nbs/medium/09_model.ipynb #params-by-formula
 def params_by_formula(
@@ -150,18 +152,24 @@ def crop_block_size(
     have = model.cfg.block_size
     require(0 < block_size <= have, f"cannot crop a block of {have} to {block_size}: "
             f"give a number from 1 to {have}")
-    first = model.transformer.h[0]
-    new = GPT(replace(model.cfg, block_size=block_size), first.attn.attention, type(first))
-    state = model.state_dict()
-    state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:block_size]
+    attention = model.transformer.h[0].attn.attention
+    new = GPT(replace(model.cfg, block_size=block_size), attention, **model.parts)
+    state, table = model.state_dict(), "transformer.wpe.weight"
+    if table in state: state[table] = state[table][:block_size]
     new.load_state_dict(state)
     return new.train(model.training)
 
 # %% ../nbs/medium/09_model.ipynb #flops-per-token
+def active_params(
+    model:GPT,
+) -> int: # parameters that multiply a token: no positions, no expert that is not asked
+    "The N of the law 6 N; the head counts, since it is the token table at work"
+    unused = sum(p.numel() for p in model.transformer.wpe.parameters())
+    return count_params(model) - unused - sum(getattr(m, "idle", 0) for m in model.modules())
+
 def flops_per_token(
     model:GPT,
     T:int,  # tokens in a row
 ) -> float: # FLOPs of a forward and backward pass, for one token
     "6 N + 12 L T C (PaLM, appendix B): N counts the tied head, not the positions"
-    N = count_params(model) - model.transformer.wpe.weight.numel()
-    return 6 * N + 12 * model.cfg.n_layer * T * model.cfg.n_embd
+    return 6 * active_params(model) + 12 * model.cfg.n_layer * T * model.cfg.n_embd

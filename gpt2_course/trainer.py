@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf16', 'pick_attention', 'can_compile', 'check_out',
-           'data_digest', 'first_weights', 'encodes', 'preflight', 'check_parallel', 'describe', 'accumulate', 'update',
-           'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train', 'over_ranks',
-           'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run', 'restore',
-           'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh', 'evaluate_only',
-           'draw_loss', 'baseline']
+           'data_digest', 'first_weights', 'same_tokenizer', 'preflight', 'check_parallel', 'describe', 'accumulate',
+           'update', 'Run', 'build', 'next_batches', 'shares', 'one_step', 'peak_flops', 'append_row', 'log_train',
+           'over_ranks', 'validation_loss', 'digests', 'validate', 'hellaswag', 'samples', 'write_sample', 'save_run',
+           'restore', 'drop_rows', 'stop_signals', 'start_run', 'set_status', 'fit', 'after_step', 'refresh',
+           'evaluate_only', 'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
-import copy, json, math, shutil, signal, time
+import copy, json, math, os, random, shutil, signal, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import checkpoint, tokenizer
 from .attention import ATTENTION
 from .bigram import bigram_baseline
-from .config import GPTConfig, TrainConfig, UserError, from_dict, read_json, require
+from .config import GPTConfig, TrainConfig, UserError, from_dict, require
 from .data import TokenLoader, open_split, read_meta, verify
 from .distributed import World, any_over, gather, pick_device, slice_like, slice_up
 from .distributed import sum_over, whole, wrap
@@ -34,6 +34,7 @@ from .evals import validation_sum
 from .generation import continue_text
 from .model import GPT, count_params, crop_block_size, flops_per_token
 from .optim import adamw, cosine_lr, muon, wsd_lr
+from .variants import make_gpt
 
 # %% ../nbs/tough/20_trainer.ipynb #plan
 @dataclass(frozen=True)
@@ -115,19 +116,24 @@ def check_out(
     out = Path(cfg.out)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: choose a directory")
     if cfg.eval_only: return None
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    require(nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
+            f"--out {out}: {nearest} cannot be written: choose another directory")
     if not cfg.resume:
         require(not checkpoint.steps(out), f"--out {out} already holds a run: "
                 "go on with it by --resume, or choose another --out")
         return None
     path = checkpoint.newest(out, say)
-    meta_then = read_json(path/"meta.json")
+    meta_then = checkpoint.read_description(path)
     then = from_dict(GPTConfig, meta_then["config"]["model"], where=path/"meta.json")
     other = ", ".join(f"{k} {v} there, {asdict(cfg.model)[k]} here" for k, v in asdict(then).items()
                       if v != asdict(cfg.model)[k])
+    was = meta_then["config"].get("variant", "gpt2")
+    if was != cfg.variant: other = f"variant {was} there, {cfg.variant} here"
     require(not other, f"--resume: {path} has another shape ({other}): "
             "give the same, or choose another --out")
-    require(meta_then["data"] == data_digest(meta), f"--resume: {cfg.data} is not the data that "
-            f"{out} was trained on: give the same --data, or choose another --out")
+    require(meta_then.get("data") == data_digest(meta), f"--resume: {cfg.data} is not the data "
+            f"that {out} was trained on: give the same --data, or choose another --out")
     return path
 
 def data_digest(
@@ -143,18 +149,20 @@ def first_weights(
 ) -> GPT | None:      # None: drawn at random, or read from the checkpoint of a resume
     "The model that --init-from names, or the run in --out where it is only evaluated"
     source = cfg.init_from or (cfg.out if cfg.eval_only else None)
-    if cfg.resume or not source: return None
+    if not source or cfg.resume and not cfg.eval_only: return None
     model, theirs = checkpoint.open_model(source)
-    probe = "To be, or not to be: 1601, \u00e9t\u00e9\n"
-    same = theirs.n_vocab == tok.n_vocab and encodes(theirs, probe) == encodes(tok, probe)
-    require(same, f"{source} was trained with another tokenizer ({theirs.n_vocab:,} tokens) than "
-            f"{cfg.data} was prepared with ({tok.n_vocab:,}): prepare the data with the same")
+    require(same_tokenizer(theirs, tok), f"{source} was trained with another tokenizer "
+            f"({theirs.n_vocab:,} tokens) than {cfg.data} was prepared with ({tok.n_vocab:,}): "
+            "prepare the data with the same")
+    kind = getattr(model, "variant", "gpt2")
+    require(kind == cfg.variant, f"{source} is of the variant {kind}: give --variant {kind}")
     size = cfg.model.block_size
     return crop_block_size(model, size) if size < model.cfg.block_size else model
 
-def encodes(tok, text): # ids, or None where a tokenizer has no such character
-    try: return tok.encode_ordinary(text)
-    except UserError: return None
+def same_tokenizer(a, b) -> bool:
+    "Whether two tokenizers give every text the same ids"
+    return type(a) is type(b) and all(getattr(a, k, None) == getattr(b, k, None)
+                                      for k in ("chars", "merges", "name"))
 
 # %% ../nbs/tough/20_trainer.ipynb #preflight
 def preflight(
@@ -184,7 +192,7 @@ def preflight(
     for split in ("train", "val"): TokenLoader(open_split(cfg.data, split), 1, model.block_size)
     if world.main: verify(cfg.data, model.vocab_size)
     tok.encode_ordinary(cfg.sample_prompt)
-    if cfg.hellaswag_every: hellaswag_examples(None, tok, 1)
+    if cfg.hellaswag_every: hellaswag_examples(None, tok, cfg.hellaswag_rows)
     compiled = cfg.compile and can_compile(device)
     if cfg.compile and not compiled: say("no C++ compiler here: training without torch.compile")
     return Plan(cfg, meta, device, dtype, compiled, accumulation, resume, start)
@@ -204,12 +212,13 @@ def describe(
 ) -> str:       # a few lines
     "The plan in words"
     c, m = plan.cfg, plan.cfg.model
-    with torch.device("meta"): n = count_params(GPT(m))
+    with torch.device("meta"): n = count_params(make_gpt(m, c.variant))
     tokens = c.steps * c.batch_tokens
     many = "es" if world.size > 1 else ""
     return "\n".join((
         f"model   {n:,} parameters: {m.n_layer} layers, {m.n_head} heads, {m.n_embd} wide, "
-        f"block {m.block_size}, vocabulary {m.vocab_size:,}",
+        f"block {m.block_size}, vocabulary {m.vocab_size:,}"
+        f"{'' if c.variant == 'gpt2' else f', variant {c.variant}'}",
         f"data    {c.data}: {plan.meta['tokens']['train']:,} tokens of training, "
         f"{plan.meta['tokens']['val']:,} of validation",
         f"step    {c.batch_tokens:,} tokens = {world.size} process{many} x {plan.accumulation} x "
@@ -294,7 +303,7 @@ def build(
     cfg, device = plan.cfg, plan.device
     torch.manual_seed(cfg.seed)
     if device.type == "cuda": torch.set_float32_matmul_precision("high") # TF32 where fp32 is left
-    raw = GPT(cfg.model, ATTENTION[cfg.attention]).to(device)
+    raw = make_gpt(cfg.model, cfg.variant, ATTENTION[cfg.attention]).to(device)
     if plan.resume: checkpoint.load_weights(plan.resume, raw)
     elif plan.start: raw.load_state_dict(plan.start.state_dict())
     sliced = cfg.parallel == "fsdp" and world.size > 1
@@ -309,7 +318,8 @@ def build(
     tok = tokenizer.load(Path(cfg.data)/"tokenizer.json")
     loader = TokenLoader(open_split(cfg.data, "train"), cfg.micro_batch, cfg.model.block_size,
                          cfg.seed, cfg.order, world.rank, world.size, eot=tok.eot_token)
-    torch.manual_seed(cfg.seed + 1 + world.rank)
+    mine = cfg.seed + 1 + world.rank # dropout differs from rank to rank
+    for sow in (torch.manual_seed, np.random.seed, random.seed): sow(mine % 2**32)
     val = open_split(cfg.data, "val")
     return Run(plan, world, raw, plain if sliced else fast, model, optimizer, scaler, loader, val,
                tok, plain)
@@ -489,7 +499,7 @@ def save_run(
     where = Path(c.out)/"checkpoints"
     checkpoint.write_text(where/"last", name)
     if best: checkpoint.write_text(where/"best", name)
-    checkpoint.prune(c.out, c.keep, run.best_name, c.snapshot_every)
+    checkpoint.prune(c.out, c.keep, run.best_name, c.snapshot_every, run.step)
 
 # %% ../nbs/tough/20_trainer.ipynb #restore
 def restore(
@@ -509,6 +519,8 @@ def restore(
               "the data goes on where it stopped, dropout draws anew")
     if run.world.main:
         for name in ("metrics.jsonl", "samples.jsonl"): drop_rows(Path(run.cfg.out)/name, run.step)
+        for name, step in (("last", path.name), ("best", run.best_name)):
+            if step: checkpoint.write_text(path.with_name(name), step)
     say(f"resumed from {path} at step {run.step}")
 
 def drop_rows(
@@ -550,6 +562,9 @@ def start_run(
         checkpoint.write_text(out/"config.json", json.dumps(asdict(plan.cfg), indent=1) + "\n")
         tokenizer.save(run.tok, out/"tokenizer.json")
     if plan.resume: restore(run, plan.resume, say)
+    at = {int(s) for s in gather(torch.tensor(run.step), world, plan.device)}
+    require(len(at) == 1, f"the processes begin at different steps {sorted(at)}: --out {out} must "
+            "lie on a disk that all machines share")
     return run
 
 def set_status(
@@ -558,7 +573,8 @@ def set_status(
 ):
     "status.json says how a run ended: torchrun's exit status does not"
     if run.world.main: checkpoint.write_text(Path(run.cfg.out)/"status.json", json.dumps(
-        dict(state=state, step=run.step, steps=run.cfg.steps)))
+        dict(state=state, step=run.step, steps=run.cfg.steps,
+             launch=os.environ.get("TORCHELASTIC_RUN_ID")))) # a crash is taken up by its own launch
 
 # %% ../nbs/tough/20_trainer.ipynb #fit
 def fit(

@@ -91,6 +91,27 @@ def repo_copy(tmp_path_factory) -> Path:
     return copy_repo(tmp_path_factory.mktemp("copy") / "gpt2_course_copy")
 
 
+def lacking(what: str):
+    "Skip a test that cannot run here; in CI, where everything is installed, fail it"
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is missing")
+
+
+@pytest.fixture(scope="module")  # no longer: while Playwright runs, its event loop does, too
+def browser():
+    "Headless Chromium, driven by Playwright"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        lacking("playwright (pip install playwright)")
+    with sync_playwright() as playwright:
+        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), playwright.chromium.executable_path)
+        if not os.path.exists(chromium):
+            lacking("Chromium (playwright install chromium)")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def notebook_seconds(request) -> dict[str, float]:
     "Seconds a notebook took: printed at the end, never asserted"
