@@ -223,7 +223,7 @@ def table(entry: Name, link) -> str:
     keep = [i for i in range(4) if i in (0, 3) or any(row[i] for row in rows)]
     head = "".join(f'<th scope="col">{heads[i]}</th>' for i in keep)
     body = "".join("<tr>" + "".join(f"<td>{row[i]}</td>" for i in keep) + "</tr>" for row in rows)
-    return f'<div class="table-wrap"><table class="api-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="table-wrap" tabindex="0" role="group" aria-label="{html.escape(entry.name)}: {heads[0]}s"><table class="api-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def is_dataclass(node: ast.AST) -> bool:

@@ -280,7 +280,7 @@ def signals(bench, n):
     for ranks, count in ((1, n - n // 2), (2, n // 2)):
         if not count:
             continue
-        long = ("--steps", 200 + 150 * count, "--save-every", "1000000", "--eval-every", "1000000", "--keep", "1")
+        long = ("--steps", 100 + 100 * count, "--save-every", "1000000", "--eval-every", "1000000", "--keep", "1")
         out, name = bench.fresh("signals"), None
         flags = [*(TRAIN if ranks == 1 else [WORKERS / "fit_digest.py"]), *bench.flags(out, *long)]
         for i in range(count):

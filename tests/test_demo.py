@@ -17,6 +17,7 @@ from conftest import REPO
 from gpt2_course import tokenizer
 from gpt2_course.checkpoint import load_model, untied
 from gpt2_course.config import GPTConfig, UserError
+from gpt2_course.data import sha256_file
 from gpt2_course.generation import generate, shape_probs
 from gpt2_course.model import GPT
 from safetensors.torch import save_file
@@ -86,7 +87,8 @@ def bpe_run(tmp_path_factory) -> Path:
             p.add_(0.3 * torch.randn_like(p))
     tokenizer.save(tok, run / "tokenizer.json")
     save_file(untied(model.state_dict()), run / "model.safetensors")
-    (run / "meta.json").write_text(json.dumps(dict(config=dict(model=vars(cfg)), step=0)), encoding="utf-8")
+    digests = {"model.safetensors": sha256_file(run / "model.safetensors")}
+    (run / "meta.json").write_text(json.dumps(dict(format=1, config=dict(model=vars(cfg)), step=0, sha256=digests)), encoding="utf-8")
     return run
 
 

@@ -1,16 +1,27 @@
 """The reliability scorecard in its short form: each row of tests/soak.py with a small count (`make soak` runs them in full), and what a crash under torchrun may and may not do."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import offline_env
 from gpt2_course import checkpoint, train
 from soak import WORKERS, Bench, rows_of_scorecard, small_checkpoint, torchrun
 from test_commands import refused
 
 TABLE = rows_of_scorecard()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Models this small are faster with one thread"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +78,6 @@ def test_pruning_spares_what_a_fallback_needs(tmp_path):
 
 def test_pointers_follow_a_fallback(bench, tmp_path):
     "Taken up from an older checkpoint, a run names that one as its last"
-    import shutil
-
     out = shutil.copytree(bench.undisturbed(1), tmp_path / "run")
     (out / "checkpoints" / "step_00000020" / "state.pt").write_bytes(b"damaged")
     code = (
