@@ -464,3 +464,9 @@ def test_progress_lines(capsys, tmp_path):
     progress.began -= 1
     progress.update(1_000_000, dict(train=dict(tokens=1_000_000), val=dict(tokens=0)))
     assert "2 MB, 1.0 M tokens, 1.0 MB/s, 00:0" in capsys.readouterr().err  # what was there before does not count as speed
+
+
+@pytest.mark.parametrize("name, source, tok", [("gpt2-124m", "fineweb-edu", "gpt2"), ("nano", "shakespeare", "bpe:1024"), ("nano-char", "shakespeare", "char")])
+def test_presets_read_where_prepare_writes(name, source, tok):
+    "Without --out and --data the two commands meet"
+    assert prepare.out_dir(PrepareConfig((source,), tokenizer=tok)).as_posix() == config.preset(name).data
