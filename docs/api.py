@@ -81,7 +81,7 @@ def read_module(path: Path, dotted: str) -> Module:
     cells = {number: m for number, line in enumerate(text.splitlines(), 1) if (m := CELL.match(line))}
     found.notebook = next((m[1] for m in cells.values()), "")
     for node in tree.body:
-        targets = [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+        targets = [t.id for part in getattr(node, "targets", []) for t in ast.walk(part) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             targets = [node.target.id]
         if "__all__" in targets:

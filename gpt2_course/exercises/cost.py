@@ -143,8 +143,8 @@ register(Exercise(
         Wrong("blocks are forgotten", lambda L, nh, hs, T, B, size: 2 * B * nh * T * hs * size,
               "Every block has keys of its own."),
         Wrong("heads are forgotten", lambda L, nh, hs, T, B, size: 2 * L * B * T * hs * size,
-              "A position keeps nh vectors of hs numbers, C in all. (Sharing them among heads is "
-              "another model: multi-query attention.)"),
+              "A position keeps nh vectors of hs numbers, C in all. Sharing them among heads is "
+              "another model: multi-query attention."),
         Wrong("numbers are counted, not bytes",
               lambda L, nh, hs, T, B, size: 2 * L * B * nh * T * hs,
               "Two or four times too small: there will be no room.")),
