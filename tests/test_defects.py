@@ -139,7 +139,8 @@ def test_defect_05_the_last_checkpoint_holds_the_last_update_and_speed_is_in_sec
     assert last.name == "step_00000003" and all(torch.equal(v, ours[k]) for k, v in run.plain.state_dict().items())
     before = 0.0
     for row in metrics(out, "train"):
-        assert row["tokens_per_s"] == pytest.approx(128 / (row["seconds"] - before), rel=0.2)
+        spent, rounded = row["seconds"] - before, 0.0011  # the file has three decimals
+        assert 128 / (spent + rounded) <= row["tokens_per_s"] <= 128 / max(spent - rounded, 1e-6)
         before = row["seconds"]
 
 
