@@ -97,8 +97,8 @@ def test_defect_02_what_is_imported_is_declared_and_what_the_readme_calls_exists
     needed = names(project["dependencies"])
     optional = needed | names(n for extra in project["optional-dependencies"].values() for n in extra)
     found = [(name, top, path.name) for path in (REPO / "gpt2_course").rglob("*.py") for name, top in third_party(path)]
-    apart = {"IPython": "ipython"}  # names of imports that are not names of packages
-    missing = [f for f in found if apart.get(f[0], f[0]).lower() not in (needed if f[1] else optional | {"ipython", "pil"})]
+    brought = {"triton", "ipython", "pil"}  # by CUDA builds of torch, by ipykernel, by matplotlib
+    missing = [f for f in found if f[0].lower() not in (needed if f[1] else optional | brought)]
     assert {"torch", "numpy", "tqdm"} <= {name for name, top, _ in found if top} and not missing, missing
     called = set(re.findall(r"-m gpt2_course\.(\w+)", (REPO / "README.md").read_text("utf-8")))
     assert "train" in called | {"train"} and all((REPO / "gpt2_course" / f"{name}.py").exists() for name in called), called
@@ -139,7 +139,8 @@ def test_defect_05_the_last_checkpoint_holds_the_last_update_and_speed_is_in_sec
     assert last.name == "step_00000003" and all(torch.equal(v, ours[k]) for k, v in run.plain.state_dict().items())
     before = 0.0
     for row in metrics(out, "train"):
-        assert row["tokens_per_s"] == pytest.approx(128 / (row["seconds"] - before), rel=0.2)
+        spent, rounded = row["seconds"] - before, 0.0011  # the file has three decimals
+        assert 128 / (spent + rounded) <= row["tokens_per_s"] <= 128 / max(spent - rounded, 1e-6)
         before = row["seconds"]
 
 
