@@ -479,7 +479,7 @@ def test_light_dark_and_paper(browser, demo):
         cell = page.evaluate("document.getElementById('map').toDataURL()")
         page.emulate_media(color_scheme="light")
         assert page.evaluate(background) == "rgb(255, 255, 255)" != dark
-        assert page.evaluate("document.getElementById('map').toDataURL()") != cell  # the maps are drawn anew
+        page.wait_for_function("old => document.getElementById('map').toDataURL() != old", arg=cell)  # the maps are drawn anew
         page.evaluate("localStorage.setItem('mode', 'dark')")
         page.reload()
         page.wait_for_selector("#generate:enabled")
