@@ -1,5 +1,8 @@
 """What the tests share: the repository's files, a copy of them, processes without a network, seconds per notebook."""
 
+import itertools
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import subprocess
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from workers.module import start
 
 REPO = Path(__file__).resolve().parents[1]
 OFFLINE = REPO / "tests" / "offline"
@@ -46,7 +50,8 @@ def offline_env(root: Path = REPO, **more: str) -> dict[str, str]:
     "This environment with no network for Python, and with `root`'s gpt2_course in front of any installed one"
     path = [str(OFFLINE), str(root), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
-    env.pop("MPLBACKEND", None)
+    for name in ("MPLBACKEND", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` is no part of what is tested
+        env.pop(name, None)
     return env
 
 
@@ -63,8 +68,38 @@ def py() -> str:
 
 
 @pytest.fixture(scope="session")
-def run(py):
-    "run(args, ...) -> CompletedProcess with text; `py` is put in front, there is no network, a status other than `status` fails"
+def forked(tmp_path_factory):
+    "forked(args, cwd, env, timeout) -> status, stdout, stderr of `python -m` by tests/workers/module.py; None where processes cannot be forked"
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context, folder, count = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("forked"), itertools.count()
+    context.set_forkserver_preload(["torch", "numpy", "tyro", "tiktoken", "tqdm", "pytest"])
+    before = dict(os.environ)
+    os.environ.update(offline_env(), OMP_NUM_THREADS=str(os.cpu_count()))
+    multiprocessing.forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+
+    def forked(args, cwd, env, timeout):
+        out, err = (folder / f"{next(count)}.{name}" for name in ("out", "err"))
+        out.touch(), err.touch()
+        process = context.Process(target=start, args=(args, str(cwd), env, str(out), str(err)))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(args, timeout)
+        return process.exitcode, out.read_text("utf-8"), err.read_text("utf-8")
+
+    return forked
+
+
+@pytest.fixture(scope="session")
+def run(py, forked):
+    """run(args, ...) -> CompletedProcess with text; `py` is put in front, there is no network, a status other than `status` fails
+
+    Commands of the package are forked from a process that has torch imported, unless `fresh` or their environment asks for a new one.
+    """
 
     def run(
         args,  # e.g. ["-m", "gpt2_course.train", "--help"]
@@ -72,12 +107,15 @@ def run(py):
         timeout: float = 600,  # seconds
         cwd: Path = REPO,
         root: Path = REPO,  # whose gpt2_course
+        fresh: bool = False,  # start Python anew
         **env: str,  # more environment
     ) -> subprocess.CompletedProcess:
-        command = [py, *map(str, args)]
-        done = subprocess.run(
-            command, cwd=cwd, env=offline_env(root, **env), timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
+        args, env = list(map(str, args)), offline_env(root, **env)
+        command = [py, *args]
+        if forked and not fresh and args[0] == "-m" and args[1].startswith("gpt2_course.") and root == REPO:
+            done = subprocess.CompletedProcess(command, *forked(args[1:], cwd, env, timeout))
+        else:
+            done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         told = f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         assert status is None or done.returncode == status, told
         return done
