@@ -11,7 +11,7 @@ __all__ = ['DTYPES', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 'has_bf1
            'draw_loss', 'baseline']
 
 # %% ../nbs/tough/20_trainer.ipynb #imports
-import copy, json, math, os, random, shutil, signal, time
+import copy, json, math, os, random, signal, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
