@@ -16,7 +16,7 @@ import torch
 from .config import (CHOICES, GPTConfig, PRESETS, did_you_mean, parse, preset, require,
                                 run)
 from .model import GPT, count_params, flops_per_token
-from .speed import BLOCK, CHUNK
+from .speed import BLOCK, CHUNK, spans
 from .trainer import DTYPES, PEAK_FLOPS, pick_attention, split_batch
 
 # %% ../nbs/reference/plan.ipynb #assumptions
@@ -119,8 +119,7 @@ def cells(
     block:int, # queries answered together
 ) -> int:      # shares that are computed for a row and head
     "The keys that each block of queries meets"
-    ends = [min(a + block, T) for a in range(0, T, block)]
-    return sum((b - a) * b for a, b in zip(range(0, T, block), ends))
+    return sum((b - a) * n for a, b, n in spans(T, T, block))
 
 def block_bytes(
     m:GPTConfig,
