@@ -7,13 +7,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPO, offline_env
 from gpt2_course import plan, speed
 from gpt2_course.attention import attend, sdpa
 from gpt2_course.config import CHOICES, GPTConfig, UserError
 from gpt2_course.generation import generate
 from gpt2_course.model import GPT, crop_block_size, full_loss
 from gpt2_course.optim import adamw
-from gpt2_course.speed import ChunkedLoss, attention_of, blocked, loss_of
+from gpt2_course.speed import ChunkedLoss, LadderConfig, Rung, Worker, agree, attention_of, blocked, climb, ladder, loss_of, pairwise, table
 from gpt2_course.variants import VARIANTS, make_gpt
 from test_commands import refused
 from test_trainer import TINY, data, losses, one, torchrun  # noqa: F401
@@ -360,3 +361,91 @@ def test_memory_is_kept(run):
     assert kept == glibc
     if glibc == "True":
         assert int(stays) < 1000 < int(goes)
+
+
+# --- the ladder ---
+
+SMALL = GPTConfig(block_size=32, vocab_size=50, n_layer=1, n_head=2, n_embd=16)
+
+
+def test_each_rung_changes_one_thing():
+    "From plain to everything: the flags of the rungs below stay"
+    rungs = climb()
+    assert rungs[0] == Rung("plain") and len({r.name for r in rungs}) == len(rungs) == 9
+    for low, high in zip(rungs, rungs[1:]):
+        changed = {k for k in vars(low) if k != "name" and getattr(low, k) != getattr(high, k)}
+        assert len(changed) == 1 and all(getattr(high, k) for k in changed)
+
+
+@pytest.mark.parametrize("rung", climb()[:8], ids=lambda r: r.name)
+def test_every_rung_makes_the_same_step(rung):
+    "Losses of a few steps against the foot; the padded table has rows that the plain one lacks"
+    keep = dict(vars(rung), keep=False)  # the process of the tests stays as it is
+    plain, mine = (speed.training_step(r, SMALL, 2, CPU) for r in (climb()[0], Rung(**keep)))
+    losses = [[float(s(i)) for i in range(6)] for s in (plain, mine)]
+    assert losses[0][4] < losses[0][0]
+    assert agree([Rung("plain"), Rung("x", dtype=rung.dtype)], losses)[1] < (1e-5 if rung.dtype == "float32" else 2e-2)
+
+
+def test_no_time_without_parity():
+    rungs = climb()[:4]
+    same = [[4.0, 3.0]] * 4
+    assert agree(rungs, same) == [0.0] * 4
+    for off, who in (([4.0, 3.001], "SDPA"), ([4.0, math.nan], "SDPA")):
+        with pytest.raises(RuntimeError, match=f"{who}: its loss is"):
+            agree(rungs, [same[0], off, *same[2:]])
+    with pytest.raises(RuntimeError, match="from the first rung in bfloat16"):
+        agree(rungs, [*same[:3], [4.0, 3.02]])
+
+
+def test_ratios_are_made_within_a_round():
+    assert pairwise([10, 1000, 12], [5, 500, 6]) == 2
+    assert pairwise([1, 2, 3], [1, 2, 3]) == 1
+
+
+def test_ladder(tmp_path, monkeypatch):
+    "Two rungs in turns: rows, table, JSON"
+    monkeypatch.setenv("PYTHONPATH", offline_env()["PYTHONPATH"])
+    cfg = LadderConfig("x.json", rows=2, rounds=3, steps=1, warmup=2, threads=1, device="cpu", rungs=("plain", "chunked loss", "compiled"), compile=False, model=SMALL)
+    found = json.loads(json.dumps(ladder(cfg, say=lambda *a: None)))
+    assert [r["name"] for r in found["rungs"]] == ["plain", "chunked loss"] and found["skipped"] == {"compiled": "left out"}
+    assert all(len(r["ms"]) == 3 and min(r["ms"]) > 0 and len(r["losses"]) == 2 for r in found["rungs"])
+    assert found["rungs"][0]["times"] == 1 and found["model"]["n_embd"] == 16 and found["torch"] == torch.__version__
+    assert set(found) >= {"date", "command", "device", "threads", "python", "rows", "rounds"}
+    told = table(found)
+    assert "chunked loss" in told and "left out" in told and len(told.splitlines()) == 5
+
+
+def test_a_worker_that_dies_is_named(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", offline_env()["PYTHONPATH"])
+    rung = dict(vars(Rung("odd", attention="nope")))
+    worker = Worker(rung=rung, model=vars(SMALL), rows=1, warmup=1, device="cpu", threads=1)
+    with pytest.raises(RuntimeError, match="the rung odd ended with status 1"):
+        worker.answer()
+    worker.end()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["no/such/dir/x.json"], "give a file in a directory that exists"),
+        (["x.json", "--rounds", "0"], "--rounds is 0"),
+        (["x.json", "--rungs", "plane"], "did you mean plain?"),
+        (["x.json", "--model.n-head", "7"], "not divisible"),
+        ([], "OUT.json"),
+    ],
+)
+def test_ladder_command_refuses(run, tmp_path, flags, says):
+    assert says in refused(run(["-m", "gpt2_course.speed", *flags], status=2, cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_committed_ladders():
+    "What the chapter shows says where it comes from, and agrees with its own parity"
+    for path in sorted((REPO / "assets" / "bench").glob("ladder-*.json")):
+        found = json.loads(path.read_text())
+        assert found["command"].startswith("python -m gpt2_course.speed ") and found["date"] and found["torch"]
+        rungs = [Rung(**{k: r[k] for k in vars(Rung(""))}) for r in found["rungs"]]
+        agree(rungs, [r["losses"] for r in found["rungs"]])
+        for before, r in zip(found["rungs"], found["rungs"][1:]):
+            assert r["times"] == pytest.approx(pairwise(before["ms"], r["ms"]))
