@@ -129,8 +129,10 @@ def block_bytes(
 ) -> int:
     "What one block keeps for its backward pass, without dropout"
     C, T = m.n_embd, m.block_size
-    seen = cells(T, T if attention == "manual" else BLOCK)  # shares of a row and head, and a mask
-    table = 4 * N * m.n_head if attention == "sdpa" else e * N // T * m.n_head * seen + seen
+    block = T if attention == "manual" else min(BLOCK, T)
+    masks = T // block * block**2 + (T % block)**2       # one byte each
+    table = (4 * N * m.n_head if attention == "sdpa" else
+             e * (N // T) * m.n_head * cells(T, block) + masks)
     return N * ((8 + 14 * e) * C + 16) + table
 
 def saved_bytes(

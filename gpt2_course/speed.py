@@ -9,7 +9,7 @@ __all__ = ['CLIMB', 'BLOCK', 'CHUNK', 'NEAR', 'NANO_SHAPE', 'Rung', 'climb', 'hi
            'about', 'ladder', 'table', 'main']
 
 # %% ../nbs/tough/16_speed.ipynb #imports
-import ctypes, json, os, platform, shlex, shutil, subprocess, sys, time
+import ctypes, json, math, os, platform, shlex, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention import ATTENTION, attend
+from .attention import ATTENTION, causal_mask
 from .config import CHOICES, GPTConfig, did_you_mean, parse, require, run
 from .distributed import pick_device
 from .model import GPT, full_loss
@@ -86,10 +86,16 @@ def blocked(
     dropout:float=0.0, # share of the attention weights dropped
     block:int=BLOCK,   # queries that are answered together
 ) -> Tensor:  # (B, nh, T, hs)
-    "`attend` by blocks of queries, each with the keys up to its last query: the rest is all future"
-    q, k, v = (t.contiguous() for t in (q, k, v)) # once, not for each block
-    return torch.cat([attend(q[..., a:b, :], k[..., :n, :], v[..., :n, :], dropout)
-                      for a, b, n in spans(q.size(-2), k.size(-2), block)], dim=-2)
+    "Causal attention by blocks of queries, each with the keys up to its last query"
+    q, k, v = (q / math.sqrt(q.size(-1))).contiguous(), k.contiguous(), v.contiguous()
+    out = []
+    for a, b, n in spans(q.size(-2), k.size(-2), block):
+        scores = q[..., a:b, :] @ k[..., :n, :].transpose(-2, -1)          # (B, nh, b - a, n)
+        hidden = ~causal_mask(b - a, b - a, q.device) # only a block's own keys can be its future
+        scores[..., n - (b - a):].masked_fill_(hidden, -torch.inf)
+        shares = F.dropout(scores.softmax(-1), dropout)
+        out.append(shares @ v[..., :n, :])                                 # (B, nh, b - a, hs)
+    return torch.cat(out, dim=-2)
 
 # %% ../nbs/tough/16_speed.ipynb #attention-of
 def attention_of(

@@ -20,6 +20,7 @@ from test_commands import refused
 from test_trainer import TINY, data, losses, one, torchrun  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 CFG = GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32)
 CPU = torch.device("cpu")
@@ -62,12 +63,12 @@ def test_blocked_equals_the_kernel(shape, block):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_blocked_skips_the_future(monkeypatch):
-    "Each block is given the keys up to its last query and no more"
-    seen = []
-    monkeypatch.setattr(speed, "attend", lambda q, k, v, dropout: seen.append((q.size(-2), k.size(-2))) or attend(q, k, v, dropout))
-    blocked(*(torch.randn(1, 1, n, 4) for n in (10, 13, 13)), block=4)
-    assert seen == [(4, 7), (4, 11), (2, 13)]
+def test_blocked_skips_the_future():
+    "Operations of the keys up to each block's last query, by PyTorch's counter"
+    with FlopCounterMode(display=False) as counter:
+        blocked(*(torch.randn(1, 1, n, 4) for n in (10, 13, 13)), block=4)
+    assert speed.spans(10, 13, 4) == [(0, 4, 7), (4, 8, 11), (8, 10, 13)]
+    assert counter.get_total_flops() == 2 * 2 * 4 * (4 * 7 + 4 * 11 + 2 * 13)
 
 
 def test_blocked_drops_out():
