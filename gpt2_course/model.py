@@ -85,12 +85,10 @@ class GPT(nn.Module):
         loss=full_loss, # function (x, head, targets, V) -> mean loss
     ):
         super().__init__()
-        self.parts = dict(block=block, norm=norm, positions=positions, loss=loss)
-        self.cfg, self.loss = cfg, loss
+        self.cfg, self.parts = cfg, dict(block=block, norm=norm, positions=positions, loss=loss)
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(cfg.padded_vocab_size, cfg.n_embd),
-            wpe=positions(cfg.block_size, cfg.n_embd),
-            drop=nn.Dropout(cfg.dropout),
+            wpe=positions(cfg.block_size, cfg.n_embd), drop=nn.Dropout(cfg.dropout),
             h=nn.ModuleList(block(cfg, attention) for _ in range(cfg.n_layer)),
             ln_f=norm(cfg.n_embd, cfg.bias)))
         self.lm_head = nn.Linear(cfg.n_embd, cfg.padded_vocab_size, bias=False)
@@ -104,8 +102,7 @@ class GPT(nn.Module):
         idx:Tensor,                  # (B, T) token ids
         cache:KVCache | None = None, # the past, if only what is new is given
     ) -> Tensor:                     # (B, T, C) after the last norm
-        past = cache.length if cache is not None else 0
-        T = idx.size(1)
+        T, past = idx.size(1), cache.length if cache is not None else 0
         require(past + T <= self.cfg.block_size, f"{past + T} tokens do not fit into the block of "
                 f"{self.cfg.block_size}: crop the input")
         pos = torch.arange(past, past + T, device=idx.device)              # (T,)
@@ -122,7 +119,7 @@ class GPT(nn.Module):
         x, V = self.hidden(idx, cache), self.cfg.vocab_size
         if targets is None: return self.lm_head(x)[..., :V]
         extra = [m.penalty for m in self.penalised] if self.training else []
-        return sum(extra, self.loss(x, self.lm_head, targets, V))
+        return sum(extra, self.parts["loss"](x, self.lm_head, targets, V))
 
 # %% ../nbs/medium/09_model.ipynb #params-by-formula
 def params_by_formula(

@@ -198,7 +198,7 @@ def loss_of(
 def keep_memory(
     keep:bool=True, # False: as glibc starts
 ) -> bool:          # whether anything was set
-    "Freed memory stays with the process (Linux with glibc, unless MALLOC_… or its tunables are set)"
+    "Freed memory stays with the process (Linux with glibc, unless MALLOC_… or tunables are set)"
     said = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or said: return False
     mallopt = ctypes.CDLL(None).mallopt
