@@ -39,6 +39,7 @@ checkpoint
 evals
 prepare
 distributed
+speed
 trainer
 plan
 doctor
