@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WORKS', 'SHAPES', 'TRAINS', 'KEYS', 'LR', 'LLMS', 'PEERS', 'STEP', 'NEEDED', 'SAYS', 'MAKERS', 'UNITS', 'BenchConfig',
-           'check_bench', 'parse_spec', 'write_data', 'stage', 'hugging_face', 'state_of', 'our_model', 'train_ours',
-           'prompts', 'written', 'generate_ours', 'texts_of', 'digest', 'tokenizes', 'tokenize_ours', 'load_ours',
-           'questions', 'evaluate_ours', 'module_of', 'definitions_of', 'Peer', 'usual_adamw', 'longer', 'nanogpt',
-           'build_nanogpt', 'transformers', 'book_state', 'llms_from_scratch', 'llms_with_cache', 'train_peer',
-           'generate_peer', 'tokenize_tiktoken', 'tokenize_hf', 'load_nanogpt', 'evaluate_plain', 'peers_of',
-           'field_of', 'forget_peak', 'peak_memory', 'timed', 'serve', 'Contender', 'differs', 'check_parity',
-           'compete', 'ratios', 'machine', 'command_of', 'commit_of', 'report', 'table', 'draw', 'common', 'bench',
-           'check_text', 'read_options', 'main']
+           'check_bench', 'parse_spec', 'write_data', 'stage', 'hugging_face', 'state_of', 'our_model', 'three',
+           'train_ours', 'prompts', 'written', 'generate_ours', 'texts_of', 'digest', 'tokenizes', 'tokenize_ours',
+           'load_ours', 'questions', 'evaluate_ours', 'module_of', 'definitions_of', 'Peer', 'usual_adamw', 'longer',
+           'nanogpt', 'build_nanogpt', 'transformers', 'book_state', 'llms_from_scratch', 'llms_with_cache',
+           'train_peer', 'generate_peer', 'tokenize_tiktoken', 'tokenize_hf', 'load_nanogpt', 'evaluate_plain',
+           'peers_of', 'field_of', 'forget_peak', 'peak_memory', 'timed', 'serve', 'Contender', 'differs',
+           'check_parity', 'compete', 'ratios', 'machine', 'command_of', 'commit_of', 'report', 'table', 'draw',
+           'common', 'bench', 'check_text', 'read_options', 'main']
 
 # %% ../nbs/reference/bench.ipynb #imports
 import argparse, ast, hashlib, importlib.util, json, math, os, platform, shlex, statistics
@@ -184,6 +184,10 @@ def our_model(job, device): # GPT with the weights of all
     model.load_state_dict(state_of(job))
     return model.eval().to(device)
 
+def three(step): # losses and gradient lengths of three steps
+    losses, norms = zip(*(map(float, step()) for _ in range(3)))
+    return dict(losses=losses, norms=norms)
+
 def train_ours(
     job:dict, spec:dict, device,
 ) -> dict: # a contender
@@ -199,7 +203,7 @@ def train_ours(
     r = build(plan, World())
     r.raw.load_state_dict(state_of(job))
     return dict(unit=cfg.batch_tokens, work=lambda: one_step(r),
-                same=lambda: dict(losses=[float(one_step(r)[0]) for _ in range(3)]),
+                same=lambda: three(lambda: one_step(r)[:2]),
                 facts=dict(dtype=str(plan.dtype).removeprefix("torch."), compile=plan.compile,
                            attention=plan.cfg.attention, parameters=count_params(r.raw)))
 
@@ -431,11 +435,11 @@ def train_peer(
         optimizer.zero_grad(set_to_none=True)
         with cast(): loss = peer.loss(model, x, y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(peer.model.parameters(), 1.0)
         optimizer.step()
-        return loss.detach()
+        return loss.detach(), norm
     return dict(unit=job["rows"] * m.block_size, work=step,
-                same=lambda: dict(losses=[float(step()) for _ in range(3)]),
+                same=lambda: three(step),
                 facts=dict(dtype=str(dtype).removeprefix("torch."), compile=compiled,
                            exact=peer.exact, note=peer.note))
 
@@ -630,7 +634,8 @@ class Contender:
         raise UserError(f"{self.name} failed ({why}): mend it, or leave it out")
 
     def close(self):
-        self.process.stdin.close()
+        try: self.process.stdin.close()
+        except OSError: pass
         self.process.terminate()
         self.process.wait()
         self.process.stdout.close()
@@ -645,8 +650,11 @@ def differs(
     "Compare two results"
     if work == "train":
         off = max(abs(x - y) for x, y in zip(a["losses"], b["losses"]))
-        far = not off <= (5e-4 if exact else 0.03) # a NaN is far, too
-        return f"losses of three steps differ by {off:.2g}" if far else None
+        if not off <= (5e-4 if exact else 0.02): # a NaN is far, too
+            return f"losses of three steps differ by {off:.2g}"
+        off = max(abs(y / x - 1) for x, y in zip(a["norms"], b["norms"]))
+        far = not off <= (5e-3 if exact else 0.05)
+        return f"gradients of three steps differ in length by {off:.2g}" if far else None
     if work == "generate":
         x, y = torch.tensor(a["scores"]), torch.tensor(b["scores"])
         k = min(x.size(1), y.size(1))
@@ -828,10 +836,10 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         cfg, field = stage(cfg, Path(folder)), []
         try:
-            for job in jobs:
-                field.append(Contender(dict(asdict(cfg), folder=folder, **job)))
-                ready = field[-1].ask("ready") # one after the other: building takes all cores, too
-                field[-1].unit, field[-1].facts = ready["unit"], ready["facts"]
+            for job in jobs: field.append(Contender(dict(asdict(cfg), folder=folder, **job)))
+            for c in field: # they are built side by side
+                ready = c.ask("ready")
+                c.unit, c.facts = ready["unit"], ready["facts"]
             alike = [c for c in field if c.job["make"] != STEP]
             results = [c.ask("same") for c in alike]
             parity = check_parity(cfg.work, [c.name for c in alike], results,
