@@ -56,7 +56,7 @@ SHAPES = { # preset: model, rows of a batch, tokens of a prompt, new tokens
 class BenchConfig:
     "Time this package beside others"
     # train, generate, tokenize, load or evaluate
-    work: tyro.conf.Positional[str] = ""
+    work: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORK")] = ""
     preset: str = "tiny"          # shape: tiny, nano or gpt2-124m
     rows: int = 4                 # rows of a batch (generate: prompts)
     prompt_tokens: int = 16       # generate: tokens of a prompt
@@ -502,7 +502,8 @@ def evaluate_plain(job, spec, device):
         logp = model(ids[:, :-1].to(device)).log_softmax(-1)
         logp = logp.gather(-1, ids[:, 1:, None].to(device))[..., 0].cpu()
         n = [min(len(end), model.cfg.block_size) for end in e.endings]
-        sums = [float(logp[i, len(r) - 1 - k:len(r) - 1].sum()) for i, (r, k) in enumerate(zip(full, n))]
+        last = [len(r) - 1 for r in full]
+        sums = [float(p[j - k:j].sum()) for p, j, k in zip(logp, last, n)]
         return int(pick(np.array(sums), np.array(n), np.array(e.chars))[1])
     answers = lambda: [answer(e) for e in rows]
     return dict(unit=len(rows), work=answers, same=lambda: dict(answers=answers()), facts={})
@@ -597,8 +598,9 @@ def serve():
         kind = dict(train=train_peer, generate=generate_peer)[job["work"]]
         c = kind(PEERS[job["make"]], job, job["spec"], device)
     forget_peak(device)
-    answer = dict(ready=lambda n: dict(unit=c["unit"], facts=c["facts"]), same=lambda n: c["same"](),
-                  time=lambda n: timed(c["work"], n, device), memory=lambda n: peak_memory(device))
+    answer = dict(ready=lambda n: dict(unit=c["unit"], facts=c["facts"]),
+                  same=lambda n: c["same"](), time=lambda n: timed(c["work"], n, device),
+                  memory=lambda n: peak_memory(device))
     for line in sys.stdin:
         what, n = json.loads(line)
         answers.write(json.dumps(answer[what](n)) + "\n")
@@ -802,6 +804,7 @@ def draw(
     try: from matplotlib.figure import Figure # no backend, no window
     except ModuleNotFoundError: return None
     rows, m = r["contenders"][::-1], r["machine"]
+    where = f"{m['cpu']}, {m['threads']} threads" if m["device"] == "cpu" else m["device"]
     fig = Figure(figsize=(9, 1.4 + 0.45 * len(rows)), layout="constrained")
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     colors = ["#0072B2" if c["name"].startswith("ours") else "#999999" for c in rows]
@@ -811,7 +814,7 @@ def draw(
                   color="#D55E00", ms=4)
     right.barh([c["name"] for c in rows], [(c["peak_bytes"] or 0) / 1e6 for c in rows],
                color=colors)
-    left.set(xlabel=f"{r['per']} a second", title=f"{r['work']}, {m['device']}, {r['date']}")
+    left.set(xlabel=f"{r['per']} a second", title=f"{r['work']}, {where}, {r['date']}")
     right.set(xlabel="peak memory, MB")
     fig.savefig(path, dpi=130)
     return Path(path)
