@@ -56,7 +56,8 @@ SHAPES = { # preset: model, rows of a batch, tokens of a prompt, new tokens
 class BenchConfig:
     "Time this package beside others"
     # train, generate, tokenize, load or evaluate
-    work: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WORK")] = ""
+    work: Annotated[tyro.conf.Positional[str], tyro.conf.arg(
+        metavar="WORK", help_behavior_hint="")] = ""
     preset: str = "tiny"          # shape: tiny, nano or gpt2-124m
     rows: int = 4                 # rows of a batch (generate: prompts)
     prompt_tokens: int = 16       # generate: tokens of a prompt
@@ -664,8 +665,8 @@ def differs(
         if not off <= (1e-3 if exact else 0.05): return f"scores differ by {off:.2g} of the largest"
         return "other tokens" if exact and a["tokens"] != b["tokens"] else None
     if work == "evaluate":
-        n = sum(x != y for x, y in zip(a["answers"], b["answers"]))
-        return f"{n} of {len(a['answers'])} answers differ" if n > len(a["answers"]) // 100 else None
+        n, of = sum(x != y for x, y in zip(a["answers"], b["answers"])), len(a["answers"])
+        return f"{n} of {of} answers differ" if n > of // 100 else None
     return None if a["ids"] == b["ids"] else "other token ids"
 
 def check_parity(
@@ -786,7 +787,8 @@ def table(
     for c, name in zip(r["contenders"], names):
         peak = f"{c['peak_bytes'] / 1e6:,.0f}" if c["peak_bytes"] else "?"
         pairs = [found.get((o, c["name"])) for o in ours]
-        cells = [f"{p['median']:.2f} x ({p['low']:.2f}-{p['high']:.2f})" if p else "" for p in pairs]
+        cells = [f"{p['median']:.2f} x ({p['low']:.2f}-{p['high']:.2f})" if p else ""
+                 for p in pairs]
         lines.append(f"{name:{width}} {c['per_second']:14,.1f} {peak:>9} "
                      f"{c['facts'].get('dtype', ''):>8}" + "".join(f"{x:>22}" for x in cells))
     first = r["contenders"][0]["per_second"]
@@ -871,8 +873,8 @@ def read_options(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?", default="tiny")
     name = first.parse_known_args(argv)[0].preset or "tiny"
-    require(name in SHAPES, f"--preset {name!r} is unknown{did_you_mean(name, SHAPES)}: choose from "
-            f"{', '.join(SHAPES)}")
+    require(name in SHAPES, f"--preset {name!r} is unknown{did_you_mean(name, SHAPES)}: choose "
+            f"from {', '.join(SHAPES)}")
     model, rows, prompt, new = SHAPES[name]
     work = next((a for a in argv if a in WORKS), "train") # a default: the flags have their say
     if name == "gpt2-124m" and work == "train": model = replace(model, vocab_size=50304)

@@ -179,7 +179,8 @@ class Slots(KVCache):
     def attend(self, q, k, v, dropout=0.0): # in place of `sdpa`; dropout is 0 when writing
         T, S = q.size(2), k.size(2)
         mask = torch.arange(S, device=q.device) <= self.places(T)[:, None] # (T, S)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
+        return y.type_as(q)
 
 # %% ../nbs/reference/quick.ipynb #step-scores
 def step_scores(
@@ -198,13 +199,14 @@ def step_scores(
 class Decoder:
     "What `generate` takes for a cache: it holds the slots, and the recorded step of one token"
     def __init__(self,
-        model:GPT,
+        model:GPT,       # from `quicken`
         B:int,           # rows
         room:int,        # most tokens
         compiled:bool=False, # fuse the step by torch.compile
     ):
         w, cfg = model.transformer.ln_f.weight, replace(model.cfg, block_size=room)
-        self.slots = Slots(cfg, B, w.device, w.dtype, kv_heads(model))
+        dtype = w.dtype if model.lm_head.weights == "float32" else torch.bfloat16
+        self.slots = Slots(cfg, B, w.device, dtype, kv_heads(model))
         self.model, self.length, self.graph = same_tensors(model), 0, None
         for block in self.model.transformer.h: block.attn.attention = self.slots.attend
         self.one = torch.compile(step_scores, dynamic=False) if compiled else step_scores

@@ -339,3 +339,14 @@ def test_the_committed_reports_say_where_they_come_from():
         assert {"date", "command", "machine", "shape", "parity", "contenders", "ratios"} <= set(r), path
         assert r["command"].startswith("python -m gpt2_course.bench ") and r["machine"]["packages"]["torch"], path
         assert path.with_suffix(".png").exists() and all(len(c["seconds"]) == r["rounds"] for c in r["contenders"]), path
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("work", ["train", "generate"])
+def test_a_contest_on_a_gpu(run, tmp_path, work):
+    pytest.importorskip("transformers")
+    out = tmp_path / "gpu.json"
+    run(["-m", "gpt2_course.bench", work, "--device", "cuda", "--rounds", 2, "--seconds", 0.05, "--theirs", "dtype=bfloat16", "--out", out])
+    r = json.loads(out.read_text("utf-8"))
+    assert r["machine"]["device"] == torch.cuda.get_device_name() and len(r["contenders"]) == 2
