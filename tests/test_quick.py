@@ -133,8 +133,21 @@ def test_kernels_are_used_only_where_they_are_right(K):
     with torch.no_grad():
         want = linear(x)
         for weights, bound in (("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.03)):
-            assert (Rows(linear, weights)(x) - want).abs().max() <= bound * want.abs().max()
-    assert K % 16 == 0 or Rows(linear, "int8").kernel is None
+            layer = Rows(linear, weights)
+            assert (layer(x) - want).abs().max() <= bound * want.abs().max()
+            assert layer(x[:0]).shape == (0, 30) and torch.allclose(layer(x[None, :1])[0], layer(x[:1]))
+    kernel = Rows(linear, "int8").kernel
+    there = K % 16 == 0 and quick.agrees(lambda x: torch._weight_int8pack_mm(x, torch.ones(4, K, dtype=torch.int8), torch.ones(4).bfloat16()), torch.ones(2, K).bfloat16(), torch.full((2, 4), float(K)))
+    assert (kernel is not None) == there
+
+
+def test_int8_uses_its_whole_range():
+    "Half a step at most, but for the largest number of a row, whose scale was rounded"
+    w = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 50)[:, None]
+    q, scale = quick.to_int8(w)
+    steps = (q * scale[:, None] - w).abs() / scale[:, None]
+    assert int(q.abs().amax(1).min()) >= 126 and float(steps.median(1).values.max()) < 0.4 and float(steps.max()) < 1
+    assert quick.to_int8(torch.zeros(2, 8))[0].eq(0).all()
 
 
 def test_unknown_weights_are_refused(run):
