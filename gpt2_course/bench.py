@@ -11,11 +11,11 @@ __all__ = ['WORKS', 'SHAPES', 'TRAINS', 'KEYS', 'LR', 'LLMS', 'PEERS', 'STEP', '
            'train_peer', 'generate_peer', 'tokenize_tiktoken', 'tokenize_hf', 'load_nanogpt', 'evaluate_plain',
            'peers_of', 'field_of', 'forget_peak', 'peak_memory', 'timed', 'serve', 'Contender', 'differs',
            'check_parity', 'compete', 'ratios', 'machine', 'command_of', 'commit_of', 'report', 'table', 'draw',
-           'common', 'bench', 'check_text', 'read_options', 'main']
+           'common', 'bench', 'scratch', 'check_text', 'read_options', 'main']
 
 # %% ../nbs/reference/bench.ipynb #imports
-import argparse, ast, hashlib, importlib.util, json, math, os, platform, shlex, statistics
-import subprocess, sys, tempfile, time
+import argparse, ast, hashlib, importlib.util, json, math, os, platform, shlex, shutil, signal
+import statistics, subprocess, sys, tempfile, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
@@ -838,7 +838,7 @@ def bench(
     jobs = field_of(cfg, peers_of(cfg, say))
     pick_device(cfg.device)
     check_text(cfg)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         cfg, field = stage(cfg, Path(folder)), []
         try:
             for job in jobs: field.append(Contender(dict(asdict(cfg), folder=folder, **job)))
@@ -857,6 +857,11 @@ def bench(
             return report(cfg, field, parity, argv)
         finally:
             for c in field: c.close()
+
+def scratch(): # memory where Linux lends it, since every process reads the weights
+    shm = Path("/dev/shm")
+    usable = shm.is_dir() and os.access(shm, os.W_OK)
+    return str(shm) if usable and shutil.disk_usage(shm).free > 2**32 else None
 
 def check_text(cfg): # --text must be there and be text
     if cfg.work != "tokenize" or not cfg.text: return
@@ -891,6 +896,7 @@ def main():
     cfg = read_options(argv)
     if cfg.out: require(Path(cfg.out).absolute().parent.is_dir() and cfg.out.endswith(".json"),
                         f"--out {cfg.out}: give a .json file in a directory that exists")
+    signal.signal(signal.SIGTERM, lambda *a: sys.exit(1)) # not without tidying up
     r = bench(cfg, argv)
     print(table(r))
     if not cfg.out: return
