@@ -117,7 +117,8 @@ class ScalingConfig:
     held_width: int = 128         # its width
     held_steps: int = 1920        # its length
     hold: bool = False            # stop once the prediction is written
-    lr: float = 4e-3              # highest learning rate at width 64; it falls as 1 / sqrt(width)
+    optimizer: str = "muon"       # muon or adamw
+    lr: float = 8e-3              # highest learning rate at width 64; it falls as 1 / sqrt(width)
     warmup: int = 100             # steps of rising learning rate, at most half of a run
     block_size: int = 64          # longest context
     batch_tokens: int = 1024      # tokens in a step
@@ -156,7 +157,7 @@ def run_config(
         eval_every=min(*cfg.steps, steps), eval_tokens=cfg.eval_tokens, log_every=max(1, steps // 20),
         sample_every=0, save_every=max(1, steps // 2), keep=1, device=cfg.device, dtype=cfg.dtype,
         compile=False, model=model,
-        optim=OptimConfig(lr=lr, min_lr=lr / 10, warmup=min(cfg.warmup, steps // 2)))
+        optim=OptimConfig(name=cfg.optimizer, lr=lr, min_lr=lr / 10, warmup=min(cfg.warmup, steps // 2)))
 
 def grid(
     cfg:ScalingConfig,
