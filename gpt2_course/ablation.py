@@ -378,7 +378,8 @@ def draw(
     axes[0].set(xlabel="step", ylabel="validation loss, nats a token")
     axes[1].set(xlabel="FLOPs")
     B = results["config"]["batch_tokens"]
-    axes[0].secondary_xaxis("top", functions=(lambda s: s * B, lambda t: t / B)).set_xlabel("tokens")
+    both = (lambda steps: steps * B), (lambda tokens: tokens / B)
+    axes[0].secondary_xaxis("top", functions=both).set_xlabel("tokens")
     axes[2].set(xlabel="highest learning rate", xscale="log", ylabel="final loss")
     axes[2].set_xticks(rates, [f"{lr:g}" for lr in rates])
     axes[2].minorticks_off()

@@ -154,10 +154,12 @@ def run_config(
     return TrainConfig(
         data=cfg.data, out=str(Path(cfg.out)/name), seed=seed, steps=steps,
         batch_tokens=cfg.batch_tokens, micro_batch=cfg.batch_tokens // cfg.block_size,
-        eval_every=min(*cfg.steps, steps), eval_tokens=cfg.eval_tokens, log_every=max(1, steps // 20),
+        eval_every=min(*cfg.steps, steps), eval_tokens=cfg.eval_tokens,
+        log_every=max(1, steps // 20),
         sample_every=0, save_every=max(1, steps // 2), keep=1, device=cfg.device, dtype=cfg.dtype,
         compile=False, model=model,
-        optim=OptimConfig(name=cfg.optimizer, lr=lr, min_lr=lr / 10, warmup=min(cfg.warmup, steps // 2)))
+        optim=OptimConfig(name=cfg.optimizer, lr=lr, min_lr=lr / 10,
+                          warmup=min(cfg.warmup, steps // 2)))
 
 def grid(
     cfg:ScalingConfig,
@@ -237,8 +239,8 @@ def main():
                    prediction=said, data=meta["source"], train_tokens=meta["tokens"]["train"],
                    torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
     (out/"results.json").write_text(json.dumps(results), encoding="utf-8")
-    if cfg.hold: print("the same command without --hold makes the run")
-    else: print("the run did not finish" if found["loss"] is None else f"outcome: {found['loss']:.3f}")
+    ended = "the run did not finish" if found["loss"] is None else f"outcome: {found['loss']:.3f}"
+    print("the same command without --hold makes the run" if cfg.hold else ended)
 
 # %% ../nbs/tough/24_scaling.ipynb #main
 if __name__ == "__main__" and "__file__" in globals(): run(main)
