@@ -74,13 +74,14 @@ class ReLU2(MLP):
 # %% ../nbs/tough/23_variants.ipynb #rotate
 def rotate(
     x:Tensor,    # (B, nh, T, hs) queries or keys
-    start:int=0, # position of the first of them
+    start:int=0, # position of the first of them (a tensor will do)
     base:float=10000.0, # the slowest pair turns once in about 2 pi base positions
 ) -> Tensor:     # (B, nh, T, hs)
     "Rotary position embedding (Su et al. 2021, eq. 34), pairs (i, i + hs/2) as in Llama"
     T, hs = x.shape[-2:]
     speed = base ** (-torch.arange(0, hs, 2, device=x.device, dtype=torch.float32) / hs)
-    angle = torch.arange(start, start + T, device=x.device, dtype=torch.float32)[:, None] * speed
+    place = start + torch.arange(T, device=x.device, dtype=torch.float32)  # (T,)
+    angle = place[:, None] * speed
     cos, sin = angle.cos(), angle.sin()                                    # (T, hs/2)
     x1, x2 = x.float().chunk(2, dim=-1)
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).type_as(x)

@@ -97,7 +97,7 @@ def test_defect_02_what_is_imported_is_declared_and_what_the_readme_calls_exists
     needed = names(project["dependencies"])
     optional = needed | names(n for extra in project["optional-dependencies"].values() for n in extra)
     found = [(name, top, path.name) for path in (REPO / "gpt2_course").rglob("*.py") for name, top in third_party(path)]
-    brought = {"triton", "ipython", "pil"}  # by CUDA builds of torch, by ipykernel, by matplotlib
+    brought = {"triton", "ipython", "pil", "tokenizers"}  # by CUDA builds of torch, ipykernel, matplotlib, transformers
     missing = [f for f in found if f[0].lower() not in (needed if f[1] else optional | brought)]
     assert {"torch", "numpy", "tqdm"} <= {name for name, top, _ in found if top} and not missing, missing
     called = set(re.findall(r"-m gpt2_course\.(\w+)", (REPO / "README.md").read_text("utf-8")))

@@ -34,6 +34,7 @@ model
 variants
 pretrained
 generation
+quick
 optim
 checkpoint
 evals
