@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL', 'T95', 'DESCRIPTION', 'AblationConfig', 'split_arm', 'check_arms', 'cells', 'cell_config', 'cell', 'status',
-           'run_matrix', 'finish', 'collect', 'metrics', 'interval', 'steps_to', 'final', 'by_rate', 'best_rate',
-           'analyse', 'curve', 'verdict', 'report', 'draw', 'main']
+           'run_matrix', 'run_all', 'finish', 'collect', 'metrics', 'interval', 'steps_to', 'final', 'by_rate',
+           'best_rate', 'analyse', 'curve', 'verdict', 'report', 'draw', 'main']
 
 # %% ../nbs/tough/23_fair_test.ipynb #imports
 import json, os, subprocess, sys, threading, time
@@ -101,7 +101,7 @@ def cells(
 def cell_config(
     cfg:AblationConfig, name, arm, lr, seed,
 ) -> TrainConfig: # what the trainer is asked for
-    "The run of a cell; what was interrupted goes on"
+    "The run of a cell"
     variant, optimizer = split_arm(arm)
     out = Path(cfg.out)/name
     return TrainConfig(
@@ -109,7 +109,7 @@ def cell_config(
         batch_tokens=cfg.batch_tokens, micro_batch=cfg.micro_batch, eval_every=cfg.eval_every,
         eval_tokens=cfg.eval_tokens, log_every=cfg.eval_every, sample_every=0, keep=1,
         save_every=cfg.steps // 4 or 1, device=cfg.device, dtype=cfg.dtype, compile=False,
-        resume=(out/"checkpoints").exists(), model=cfg.model,
+        model=cfg.model,
         optim=OptimConfig(name=optimizer, lr=lr, min_lr=lr / 10, warmup=cfg.steps // 10))
 
 CELL = [sys.executable, "-c", "from gpt2_course.ablation import cell; cell()"]
@@ -145,28 +145,39 @@ def run_matrix(
     say=print,
 ) -> dict: # cell name -> status
     "Train every cell that is not done; interrupted, it goes on at the next call"
-    Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    todo = [c for c in cells(cfg) if status(Path(cfg.out)/c[0]) in ("new", "interrupted")]
-    jobs = cfg.jobs or (1 if cfg.device in ("cuda", "mps") else os.cpu_count() or 1)
+    return run_all(cfg.out, {c[0]: cell_config(cfg, *c) for c in cells(cfg)}, cfg.jobs, say)
+
+def run_all(
+    out,         # directory of all runs
+    runs:dict,   # name -> TrainConfig, its run directory being out/name
+    jobs:int=0,  # runs at a time; 0: one a core on a CPU, one on a GPU
+    say=print,
+) -> dict:       # name -> status
+    "Train many runs, each in a process of its own; what is done is not done again"
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [name for name in runs if status(out/name) in ("new", "interrupted")]
+    one = any(c.device in ("cuda", "mps") for c in runs.values())
+    jobs = jobs or (1 if one else os.cpu_count() or 1)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     env = dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    bar, going = tqdm(total=len(todo), unit="run", desc=Path(cfg.out).name), {}
+    bar, going = tqdm(total=len(todo), unit="run", desc=out.name, disable=len(todo) < 2), {}
     try:
         while todo or going:
             while todo and len(going) < jobs:
-                c = todo.pop(0)
-                log = Path(cfg.out)/f"{c[0]}.log"
-                with open(log, "a", encoding="utf-8") as f:
-                    going[c[0]] = subprocess.Popen([*CELL, json.dumps(asdict(
-                        cell_config(cfg, *c)))], stdout=f, stderr=f, env=env)
+                name = todo.pop(0)
+                c = replace(runs[name], resume=(out/name/"checkpoints").exists())
+                with open(out/f"{name}.log", "a", encoding="utf-8") as f:
+                    going[name] = subprocess.Popen([*CELL, json.dumps(asdict(c))],
+                                                   stdout=f, stderr=f, env=env)
             for name, p in list(going.items()):
-                if p.poll() is not None: finish(Path(cfg.out)/name, going.pop(name), say, bar)
+                if p.poll() is not None: finish(out/name, going.pop(name), say, bar)
             time.sleep(0.1)
     finally:
         for p in going.values(): p.terminate()
         for p in going.values(): p.wait()
         bar.close()
-    return {name: status(Path(cfg.out)/name) for name, *_ in cells(cfg)}
+    return {name: status(out/name) for name in runs}
 
 def finish(out, p, say, bar):
     "Note how a cell ended"
@@ -366,7 +377,11 @@ def draw(
     for ax in axes: ax.set_ylim(low - wide - 0.05, high + wide + 0.5)
     axes[0].set(xlabel="step", ylabel="validation loss, nats a token")
     axes[1].set(xlabel="FLOPs")
+    B = results["config"]["batch_tokens"]
+    axes[0].secondary_xaxis("top", functions=(lambda s: s * B, lambda t: t / B)).set_xlabel("tokens")
     axes[2].set(xlabel="highest learning rate", xscale="log", ylabel="final loss")
+    axes[2].set_xticks(rates, [f"{lr:g}" for lr in rates])
+    axes[2].minorticks_off()
     axes[0].legend(frameon=False, fontsize=8)
     if path: fig.savefig(path, dpi=120)
     return fig

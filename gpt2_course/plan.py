@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GPU_BYTES', 'LINKS', 'NODE', 'BUCKET', 'HOP', 'REACHED', 'RUNTIME_BYTES', 'DESCRIPTION', 'PlanConfig',
-           'bytes_a_second', 'bare_model', 'parameters', 'block_bytes', 'saved_bytes', 'moments', 'memory', 'device',
-           'traffic', 'scaling', 'disk', 'estimate', 'size', 'duration', 'table', 'read_options', 'main']
+           'bytes_a_second', 'bare_model', 'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'memory',
+           'device', 'traffic', 'scaling', 'disk', 'estimate', 'size', 'duration', 'table', 'read_options', 'main']
 
 # %% ../nbs/reference/plan.ipynb #imports
 import argparse, json, math, sys
@@ -16,6 +16,7 @@ import torch
 from .config import (CHOICES, GPTConfig, PRESETS, did_you_mean, parse, preset, require,
                                 run)
 from .model import GPT, count_params, flops_per_token
+from .speed import BLOCK, CHUNK, spans
 from .trainer import DTYPES, PEAK_FLOPS, pick_attention, split_batch
 
 # %% ../nbs/reference/plan.ipynb #assumptions
@@ -46,7 +47,8 @@ class PlanConfig:
     batch_tokens: int = 524288    # tokens in one step, over all processes
     micro_batch: int = 16         # rows of block-size tokens a process computes at once
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
-    attention: str = "auto"       # auto, sdpa or manual
+    attention: str = "auto"       # auto, sdpa, blocked or manual
+    loss: str = "full"            # full or chunked
     link: str = "nvlink4"         # between GPUs of a machine: a name, or GB/s in one direction
     network: str = "ib-400"       # between machines of 8 GPUs: a name, or GB/s for each GPU
     overlap: float = 0.8          # share of a backward pass under which traffic can hide
@@ -71,7 +73,7 @@ class PlanConfig:
         known = ("cpu", *map(str.lower, PEAK_FLOPS))
         require(self.gpu.lower() in known, f"--gpu {self.gpu!r} is unknown"
                 f"{did_you_mean(self.gpu.lower(), known)}: choose from {', '.join(known)}")
-        for name in ("dtype", "attention"):
+        for name in ("dtype", "attention", "loss"):
             require(getattr(self, name) in CHOICES[name], f"--{name} {getattr(self, name)!r} is "
                     f"unknown: choose from {', '.join(CHOICES[name])}")
         bytes_a_second(self.link, "--link"), bytes_a_second(self.network, "--network")
@@ -112,15 +114,25 @@ def parameters(
                 tensors=sum(1 for _ in model.parameters()))
 
 # %% ../nbs/reference/plan.ipynb #activations
+def cells(
+    T:int,     # positions
+    block:int, # queries answered together
+) -> int:      # shares that are computed for a row and head
+    "The keys that each block of queries meets"
+    return sum((b - a) * n for a, b, n in spans(T, T, block))
+
 def block_bytes(
     m:GPTConfig,
     N:int,            # tokens of a micro-batch
     e:int,            # bytes of a number inside autocast
-    attention="sdpa", # manual keeps the table of shares
+    attention="sdpa", # manual and blocked keep a table of shares
 ) -> int:
     "What one block keeps for its backward pass, without dropout"
     C, T = m.n_embd, m.block_size
-    table = (e * N * m.n_head * T + T * T if attention == "manual" else 4 * N * m.n_head)
+    block = T if attention == "manual" else min(BLOCK, T)
+    masks = T // block * block**2 + (T % block)**2       # one byte each
+    table = (4 * N * m.n_head if attention == "sdpa" else
+             e * (N // T) * m.n_head * cells(T, block) + masks)
     return N * ((8 + 14 * e) * C + 16) + table
 
 def saved_bytes(
@@ -128,26 +140,31 @@ def saved_bytes(
     B:int,            # rows of a micro-batch
     e:int,            # bytes of a number inside autocast
     attention="sdpa",
+    loss="full",      # chunked keeps its gradients, not the logits
 ) -> dict: # part -> bytes: blocks, head, logits, casts
     "All that is alive for the backward pass when the loss is known, weights left out"
     N, C, V = B * m.block_size, m.n_embd, m.vocab_size
     head = N * ((4 + e) * C + 8)           # the last norm's input and statistics, its output
     ids = 8 * m.block_size + 16 * N        # positions, inputs and targets: int64
-    linear = m.n_layer * 12 * C * C + m.padded_vocab_size * C
-    return dict(blocks=m.n_layer * block_bytes(m, N, e, attention), head=head + ids,
-                logits=4 * N * V, casts=linear * e if e < 4 else 0)
+    full, wte = loss == "full", m.padded_vocab_size * C
+    linear = m.n_layer * 12 * C * C + wte * full
+    return dict(blocks=m.n_layer * block_bytes(m, N, e, attention),
+                head=head + ids + (0 if full else 4 * wte), # gradients of the norm's output and wte
+                logits=4 * N * V * full, casts=linear * e if e < 4 else 0)
 
 # %% ../nbs/reference/plan.ipynb #moments
 def moments(
     m:GPTConfig,
     B:int,                 # rows of a micro-batch
     e:int,                 # bytes of a number inside autocast
-    attention:str,         # sdpa or manual
+    attention:str,         # sdpa, blocked or manual
     gradients_stay:bool,   # accumulated, or in DDP's buckets
+    loss="full",           # or chunked
+    chunk:int=CHUNK["cpu"],# rows of a chunk
 ) -> dict: # moment -> bytes beyond weights, optimiser and gradients that stay
     "How much is alive at the moments that can be the highest"
-    N, C, V, Vp, L = B * m.block_size, m.n_embd, m.vocab_size, m.padded_vocab_size, m.n_layer
-    s, one = saved_bytes(m, B, e, attention), block_bytes(m, N, e, attention)
+    N, C, T, Vp, L = B * m.block_size, m.n_embd, m.block_size, m.padded_vocab_size, m.n_layer
+    s, one = saved_bytes(m, B, e, attention, loss), block_bytes(m, N, e, attention)
     wte = 4 * Vp * C                        # its gradient from the head waits for the embedding's
     layer = 4 * (12 * C * C)                # gradients of a block's matrices
     live = 4 * parameters(m)["live"]
@@ -157,10 +174,16 @@ def moments(
         loss=base + s["head"] + 3 * s["logits"],  # log-softmax, its gradient, the logits' gradient
         head=base + s["head"] + e * N * (Vp + C) + (e + (4 if e < 4 else 0)) * Vp * C,
         block=base + wte + inside + layer // 3)
-    if attention == "manual": # shares are in `base`; their gradient and the scores' are not
-        freed = N * C * (4 + 11 * e)
+    if loss == "chunked":
+        n, half = min(chunk, N), e if e < 4 else 0
+        wide = 4 + e + half * 2                 # logits, in float32 where they are not, and shares
+        rows = max(n * Vp * wide, e * n * (Vp + C) + half * Vp * C) # softmax, or product
+        out["loss"] = base + s["head"] + 4 * N * C + half * (Vp + n) * C + rows
+        out["head"] = base + s["head"] + N * C * (4 + bool(half) * 4)
+    if attention != "sdpa": # shares are in `base`; their gradient and the scores' are not
+        freed, last = N * C * (4 + 11 * e), T if attention == "manual" else min(BLOCK, T)
         out["attention"] = (base + wte - freed + N * C * (4 + e) + 2 * layer // 3
-                            + 2 * e * N * m.n_head * m.block_size)
+                            + 2 * e * N * m.n_head * last)
     grown = 0 if gradients_stay else live - wte
     out["first block"] = one + wte + inside + (0 if gradients_stay else (L - 1) * layer)
     out["embedding"] = grown + 2 * wte + 4 * N * C + 16 * N
@@ -171,18 +194,20 @@ def memory(
     m:GPTConfig,
     B:int,              # rows of a micro-batch
     dtype="float32",    # of autocast
-    attention="sdpa",   # sdpa or manual
+    attention="sdpa",   # sdpa, blocked or manual
     accumulation:int=1, # micro-batches a step
     gpus:int=1,         # processes
     runtime:float=RUNTIME_BYTES, # not in tensors
+    loss="full",        # or chunked
+    chunk:int=CHUNK["cpu"], # rows of a chunk
 ) -> dict: # part -> bytes, `peak`, and the `moment` that has it
     "Memory of a training step in one process: eager, AdamW, fp32 weights, no dropout"
     e, p = DTYPES[dtype].itemsize, parameters(m)
     weights, optimizer = 4 * p["live"], 8 * p["live"] + 4 * p["tensors"]
     stay = accumulation > 1 or gpus > 1
-    alive = moments(m, B, e, attention, stay)
+    alive = moments(m, B, e, attention, stay, loss, chunk)
     moment = max(alive, key=alive.get)
-    s = saved_bytes(m, B, e, attention)
+    s = saved_bytes(m, B, e, attention, loss)
     batches = 16 * B * m.block_size * (accumulation - 1) # the other micro-batches' ids
     fixed = weights + optimizer + stay * weights + batches + runtime
     return dict(weights=weights, gradients=weights, optimizer=optimizer,
@@ -263,14 +288,15 @@ def estimate(
     p, flops = parameters(m), flops_per_token(bare_model(m), m.block_size)
     tokens = cfg.tokens or default.steps * default.batch_tokens
     steps = math.ceil(tokens / cfg.batch_tokens)
-    mem = memory(m, B, dtype, attention, accumulation, cfg.gpus, RUNTIME_BYTES if cpu else 0)
+    mem = memory(m, B, dtype, attention, accumulation, cfg.gpus, RUNTIME_BYTES if cpu else 0,
+                 cfg.loss, CHUNK["cpu" if cpu else "cuda"])
     cfg = replace(cfg, micro_batch=B)
     on = lambda n: scaling(cfg, flops, mem["gradients"], peak, n)
     now = on(cfg.gpus) if peak else None
     seconds = tokens / now["tokens_per_s"] if now else None
     return dict(
         preset=cfg.preset, gpus=cfg.gpus, gpu=cfg.gpu.lower(), mfu=cfg.mfu, dtype=dtype,
-        attention=attention, model=asdict(m), parameters=p, flops_per_token=flops,
+        attention=attention, loss=cfg.loss, model=asdict(m), parameters=p, flops_per_token=flops,
         total_flops=flops * tokens, memory=mem, memory_of_device=room,
         fits=None if room is None else mem["peak"] < room,
         batch_tokens=cfg.batch_tokens, micro_batch=B, accumulation=accumulation,
@@ -304,6 +330,7 @@ def table(
     parts = ", ".join(f"{k} {p[k]:,}" for k in ("wte", "wpe", "attention", "mlp", "norms"))
     bytes_of = ", ".join(f"{k} {size(mem[k])}" for k in
                          ("weights", "gradients", "optimizer", "activations", "logits", "casts"))
+    if e["loss"] == "chunked": e = {**e, "attention": e["attention"] + ", loss chunked"}
     fits = {None: "", True: f" of {size(e['memory_of_device'] or 0)}: fits",
             False: f" of {size(e['memory_of_device'] or 0)}: too much, halve --micro-batch"}
     lines = [
@@ -345,8 +372,8 @@ def read_options(
     first.add_argument("--preset", nargs="?")
     p = preset(first.parse_known_args(argv)[0].preset or "gpt2-124m")
     base = PlanConfig(preset=p.preset, model=p.model, **{k: getattr(p, k) for k in (
-        "batch_tokens", "micro_batch", "dtype", "attention", "save_every", "keep",
-        "snapshot_every")})
+        "batch_tokens", "micro_batch", "dtype", "attention", "loss", "save_every",
+        "keep", "snapshot_every")})
     return parse(PlanConfig, argv, base, "python -m gpt2_course.plan", DESCRIPTION)
 
 def main():

@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import CausalSelfAttention, KVCache, sdpa, split_heads
 from .blocks import MLP, Block, LayerNorm
 from .config import CHOICES, GPTConfig, did_you_mean, require
-from .model import GPT, active_params, init_std
+from .model import GPT, active_params, full_loss, init_std
 
 # %% ../nbs/tough/23_variants.ipynb #rms-norm
 def rms_norm(
@@ -208,11 +208,12 @@ def make_gpt(
     cfg:GPTConfig,
     variant:str="gpt2", # a key of `VARIANTS`
     attention=sdpa,     # function (q, k, v, dropout) -> mix
+    loss=full_loss,     # function (x, head, targets, V) -> mean loss
 ) -> GPT:
     "The GPT with the parts of that name; an unknown one raises `UserError`"
     require(variant in VARIANTS, f"--variant {variant!r} is unknown"
             f"{did_you_mean(variant, VARIANTS)}: choose from {', '.join(VARIANTS)}")
-    model = GPT(cfg, attention, **VARIANTS[variant])
+    model = GPT(cfg, attention, loss=loss, **VARIANTS[variant])
     model.variant = variant
     return model
 

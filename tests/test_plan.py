@@ -64,7 +64,7 @@ def test_activations_are_what_autograd_keeps(dtype, attention):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of resident memory")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_of_a_process(run, dtype):
-    "Resident memory of three steps above the imports: within 10 %"
+    "Resident memory of two steps above the imports: within 10 %"
     m = GPTConfig(block_size=256, vocab_size=5000, n_layer=6, n_head=6, n_embd=384)
     spec = dict(model=asdict(m), B=12, dtype=dtype, attention="sdpa")
     done = run(["tests/workers/peak_rss.py", json.dumps(spec)], MALLOC_MMAP_THRESHOLD_="65536")

@@ -40,6 +40,7 @@ checkpoint
 evals
 prepare
 distributed
+speed
 trainer
 plan
 doctor

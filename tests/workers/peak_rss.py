@@ -1,4 +1,4 @@
-"""Train three steps of the given shape on the CPU and print the peak of resident memory above what the imports took (Linux)."""
+"""Train two steps of the given shape on the CPU and print the peak of resident memory above what the imports took (Linux)."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def main():
     model = GPT(cfg, ATTENTION[spec["attention"]])
     optimizer, scaler = adamw(model, 1e-4, 0.1, (0.9, 0.95), "cpu"), torch.amp.GradScaler("cpu", enabled=False)
     autocast = nullcontext if dtype == torch.float32 else lambda: torch.autocast("cpu", dtype)
-    for _ in range(3):
+    for _ in range(2):
         pairs = [tuple(torch.randint(cfg.vocab_size, (B, cfg.block_size)) for _ in "xy") for _ in range(spec.get("accumulation", 1))]
         accumulate(model, pairs, autocast, scaler)
         update(model, optimizer, scaler, 1e-4, 1.0)
