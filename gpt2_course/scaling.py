@@ -117,7 +117,9 @@ class ScalingConfig:
     held_width: int = 128         # its width
     held_steps: int = 1920        # its length
     hold: bool = False            # stop once the prediction is written
-    lr: float = 4e-3              # highest learning rate at width 64; it falls as 1 / sqrt(width)
+    optimizer: str = "muon"       # muon or adamw
+    lr: float = 8e-3              # highest learning rate at width 64; it falls as 1 / sqrt(width)
+    warmup: int = 100             # steps of rising learning rate, at most half of a run
     block_size: int = 64          # longest context
     batch_tokens: int = 1024      # tokens in a step
     eval_tokens: int = 65536      # tokens of the validation
@@ -136,7 +138,7 @@ class ScalingConfig:
         require(not odd, f"width {odd[:1]}: give multiples of 32, since heads are 32 wide")
         require(len(self.widths) * len(self.steps) >= 6, "a fit wants at least six runs: give more "
                 "sizes or more --steps")
-        for name in ("held_layers", "held_width", "held_steps", "batch_tokens"):
+        for name in ("held_layers", "held_width", "held_steps", "batch_tokens", "warmup"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} is {getattr(self, name)}"
                     ": give a whole number above 0")
 
@@ -155,7 +157,7 @@ def run_config(
         eval_every=min(*cfg.steps, steps), eval_tokens=cfg.eval_tokens, log_every=max(1, steps // 20),
         sample_every=0, save_every=max(1, steps // 2), keep=1, device=cfg.device, dtype=cfg.dtype,
         compile=False, model=model,
-        optim=OptimConfig(lr=lr, min_lr=lr / 10, warmup=max(1, steps // 10)))
+        optim=OptimConfig(name=cfg.optimizer, lr=lr, min_lr=lr / 10, warmup=min(cfg.warmup, steps // 2)))
 
 def grid(
     cfg:ScalingConfig,
