@@ -42,6 +42,7 @@ from .model import GPT, count_params
 from .prepare import encode_documents, encoded
 from .pretrained import to_hf, tokenizer_json
 from .quick import quicken
+from .speed import keep_memory
 from .trainer import DTYPES, build, one_step, preflight
 
 # %% ../nbs/reference/bench.ipynb #config
@@ -99,7 +100,7 @@ def check_bench(cfg): # raises `UserError` for the first value that cannot be
             f"{cfg.new_tokens} do not fit into --model.block-size {cfg.model.block_size}")
 
 # %% ../nbs/reference/bench.ipynb #spec
-TRAINS = [f.name for f in fields(TrainConfig) if f.name in
+TRAINS = ["keep"] + [f.name for f in fields(TrainConfig) if f.name in
           ("dtype", "compile", "attention", "loss", "variant") or f.name.startswith("activation")]
 KEYS = dict( # work: options of a contender of ours, then of a peer
     train=(TRAINS, ["dtype", "compile"]), generate=(["weights", "cache", "quick"],
@@ -117,8 +118,9 @@ def parse_spec(
         require(bool(equals and value), f"{flag} {spec!r}: {part!r} is not KEY=VALUE")
         require(key in keys, f"{flag} {spec!r}: unknown option {key!r}{did_you_mean(key, keys)}: "
                 f"choose from {', '.join(keys) or 'none'}")
-        known = dict(CHOICES, weights=WEIGHTS, compile=("True", "False"), quick=("True", "False"),
-                     cache=("static", "True", "False")).get(key)
+        yes = ("True", "False")
+        known = dict(CHOICES, weights=WEIGHTS, compile=yes, quick=yes, keep=yes,
+                     cache=("static", *yes)).get(key)
         value = value.capitalize() if value in ("true", "false") else value
         require(not known or value in known, f"{flag} {spec!r}: {key} {value!r} is unknown"
                 f"{did_you_mean(value, known or ())}: choose from {', '.join(known or ())}")
@@ -193,7 +195,8 @@ def train_ours(
     job:dict, spec:dict, device,
 ) -> dict: # a contender
     "The trainer's own step"
-    m = GPTConfig(**job["model"])
+    m, spec = GPTConfig(**job["model"]), dict(spec)
+    if spec.pop("keep", True) and device.type == "cpu": keep_memory() # as `fit` does
     data = Path(job["folder"])/"data"
     first = "\n" if m.vocab_size >= 50257 else chr(0x4E00) # a text that the tokenizer knows
     cfg = replace(NANO, data=str(data), out=str(data/"run"), steps=10**9, model=m,
@@ -206,7 +209,8 @@ def train_ours(
     return dict(unit=cfg.batch_tokens, work=lambda: one_step(r),
                 same=lambda: three(lambda: one_step(r)[:2]),
                 facts=dict(dtype=str(plan.dtype).removeprefix("torch."), compile=plan.compile,
-                           attention=plan.cfg.attention, parameters=count_params(r.raw)))
+                           attention=plan.cfg.attention, loss=getattr(plan.cfg, "loss", "full"),
+                           parameters=count_params(r.raw)))
 
 # %% ../nbs/reference/bench.ipynb #generate-ours
 def prompts(job): # (B, P) the same for all

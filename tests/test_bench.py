@@ -140,7 +140,7 @@ def test_training_beside_four_peers(run, peers, tmp_path):
     "Types, compilation, losses; a report that says where it comes from and names no directory"
     pytest.importorskip("transformers")
     out = tmp_path / "train.json"
-    ours = ["--ours", "dtype=float32", "dtype=bfloat16,attention=manual"]
+    ours = ["--ours", "dtype=float32,keep=False", "dtype=bfloat16,attention=manual,loss=chunked"]
     more = ["--theirs", "compile=False,dtype=float32", "--out", out]
     done = run(["-m", "gpt2_course.bench", "train", *QUICKLY, *everybody(peers), *ours, *more])
     text = out.read_text("utf-8")
@@ -149,10 +149,10 @@ def test_training_beside_four_peers(run, peers, tmp_path):
     assert [c["name"].split(" (")[0] for c in r["contenders"]] == ["ours", "ours", "Hugging Face", "nanoGPT", "build-nanogpt", "LLMs-from-scratch"]
     assert [c["facts"]["dtype"] for c in r["contenders"]] == ["float32", "bfloat16"] + ["float32"] * 4
     assert all(len(c["seconds"]) == 2 and c["per_second"] > 0 and c["peak_bytes"] > 1e7 for c in r["contenders"])
-    assert r["contenders"][0]["unit"] == 2 * 64 and r["contenders"][1]["facts"]["attention"] == "manual"
+    assert r["contenders"][0]["unit"] == 2 * 64 and r["contenders"][1]["facts"]["loss"] == "chunked"
     assert len(r["ratios"]) == 2 * 5 and all(p["low"] <= p["median"] <= p["high"] for p in r["ratios"])
     assert r["machine"]["packages"]["torch"] == torch.__version__ and r["shape"]["model"]["n_layer"] == 1 and len(r["date"]) == 10
-    assert "nanoGPT (compile=False,dtype=float32): as ours (dtype=float32), within rounding" in r["parity"]
+    assert "nanoGPT (compile=False,dtype=float32): as ours (dtype=float32,keep=False), within rounding" in r["parity"]
     assert "the same result, checked first" in done.stdout and "a peer may print" not in done.stdout
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
@@ -330,7 +330,7 @@ def test_options_become_a_contender_each():
     assert [c["name"] for c in bench.field_of(cfg, ["nanogpt"])] == ["ours", "ours (compile=False)", "nanoGPT", "nanoGPT (dtype=bfloat16)"]
     assert bench.read_options(["generate", "--preset", "gpt2-124m"]).model == GPTConfig()
     assert bench.read_options(["train", "--preset", "gpt2-124m"]).model.vocab_size == 50304
-    assert "loss" not in bench.TRAINS or bench.parse_spec("loss=chunked", bench.TRAINS, "--ours")
+    assert bench.parse_spec("loss=chunked,keep=false", bench.TRAINS, "--ours") == dict(loss="chunked", keep=False)
 
 
 def test_the_committed_reports_say_where_they_come_from():
