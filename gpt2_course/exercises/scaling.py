@@ -131,7 +131,8 @@ register(Exercise(
         Wrong("size and tokens are equal", lambda t, f: ((f / 6) ** 0.5, (f / 6) ** 0.5),
               "That is the answer only if both terms are alike. Differentiate along the "
               "hyperbola."),
-        Wrong("tokens come first", lambda t, f: turned(t, f)[::-1], "Give N, then D."),
+        Wrong("tokens come first", lambda t, f: turned(t, f)[::-1],
+              "The answer is a pair: the size N first, then the tokens D."),
     ),
     hints=("Put D = k / N, with k = flops / 6, into the law.",
            "Set the derivative with respect to N to zero: alpha A N^-alpha = beta B (N/k)^beta.",
