@@ -36,7 +36,8 @@ def main():
     from gpt2_course.quick import quicken
     check_dials(cfg.temperature, cfg.top_k, cfg.top_p)
     model, tok = open_model(cfg.run, cfg.checkpoint, pick_device(cfg.device))
-    model = quicken(model, cfg.weights)
+    on_cpu = model.lm_head.weight.device.type == "cpu"
+    if on_cpu or cfg.weights != "float32": model = quicken(model, cfg.weights)
     n, most = len(tok.encode_ordinary(prompt)), model.cfg.block_size
     if n > most:
         print(f"the prompt has {n} tokens: the model sees its last {most}", file=sys.stderr)
