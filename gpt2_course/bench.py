@@ -42,7 +42,7 @@ from .model import GPT, count_params
 from .prepare import encode_documents, encoded
 from .pretrained import to_hf, tokenizer_json
 from .quick import quicken
-from .speed import keep_memory
+from .speed import keep_memory, processor, resident, wait
 from .trainer import DTYPES, build, one_step, preflight
 
 # %% ../nbs/reference/bench.ipynb #config
@@ -572,10 +572,7 @@ def peak_memory(
 ) -> int | None: # bytes: of tensors on a GPU, else of the process
     "The highest so far"
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device)
-    try: lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError: lines = []
-    high = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    if high: return high[0]
+    if high := resident("VmHWM"): return high
     try: import resource
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
@@ -583,11 +580,10 @@ def peak_memory(
 
 # %% ../nbs/reference/bench.ipynb #serve
 def timed(work, n, device): # seconds of n calls
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    wait(device)
     start = time.perf_counter()
     for _ in range(n): work()
-    wait()
+    wait(device)
     return time.perf_counter() - start
 
 def serve():
@@ -718,10 +714,6 @@ def machine(
     threads:int, # 0: torch's own number
 ) -> dict:
     "Where this was measured"
-    cpu = platform.processor() or platform.machine()
-    try: lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError: lines = []
-    named = [l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")]
     packages = {}
     for name in ("torch", "numpy", "tiktoken", "transformers", "tokenizers"):
         from importlib.metadata import PackageNotFoundError, version
@@ -729,7 +721,7 @@ def machine(
         except PackageNotFoundError: packages[name] = None
     cuda = device.type == "cuda"
     return dict(device=torch.cuda.get_device_name(device) if cuda else "cpu",
-                cpu=named[0] if named else cpu, cores=os.cpu_count(), system=platform.system(),
+                cpu=processor(), cores=os.cpu_count(), system=platform.system(),
                 threads=threads or torch.get_num_threads(), python=platform.python_version(),
                 packages=packages)
 

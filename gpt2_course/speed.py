@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLIMB', 'BLOCK', 'CHUNK', 'NEAR', 'NANO_SHAPE', 'Rung', 'climb', 'hide', 'spans', 'blocked', 'attention_of',
            'chunk_gradient', 'LinearCrossEntropy', 'ChunkedLoss', 'loss_of', 'keep_memory', 'can_compile', 'Unpadded',
-           'training_step', 'wait', 'resident', 'device_name', 'serve', 'Worker', 'agree', 'pairwise', 'LadderConfig',
-           'about', 'ladder', 'table', 'main']
+           'training_step', 'wait', 'resident', 'processor', 'device_name', 'serve', 'Worker', 'agree', 'pairwise',
+           'LadderConfig', 'about', 'ladder', 'table', 'main']
 
 # %% ../nbs/tough/16_speed.ipynb #imports
 import ctypes, json, math, os, platform, shlex, shutil, subprocess, sys, time
@@ -268,15 +268,18 @@ def resident(
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(l.split()[1]) * 1024 for l in lines if l.startswith(key)), 0)
 
+def processor() -> str: # its name, as the system tells it
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
 def device_name(
     device:torch.device,
 ) -> str: # such as "NVIDIA H200", or a processor and its cores
     "What the times were measured on"
     if device.type == "cuda": return torch.cuda.get_device_name(device)
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{processor()}, {os.cpu_count()} cores"
 
 # %% ../nbs/tough/16_speed.ipynb #serve
 def serve():

@@ -98,7 +98,7 @@ def forked(tmp_path_factory):
 def run(py, forked):
     """run(args, ...) -> CompletedProcess with text; `py` is put in front, there is no network, a status other than `status` fails
 
-    Commands of the package are forked from a process that has torch imported, unless `fresh` or their environment asks for a new one.
+    Commands of the package are forked from a process that has torch imported, unless `fresh` asks for a new one.
     """
 
     def run(

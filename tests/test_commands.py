@@ -25,7 +25,7 @@ def refused(done) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_complete(run, command):
     "Every option is there, with a sentence"
-    told = run(["-m", f"gpt2_course.{command}", "--help"], COLUMNS="80").stdout
+    told = run(["-m", f"gpt2_course.{command}", "--help"], fresh=True, COLUMNS="80").stdout
     for field in dataclasses.fields(COMMANDS[command]):
         name = field.name if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING else config.flag(field.name)
         assert (name.upper() if not name.startswith("--") else name) in told or field.name in ("model", "optim"), name

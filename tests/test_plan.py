@@ -14,6 +14,7 @@ from gpt2_course.attention import ATTENTION
 from gpt2_course.config import GPTConfig, UserError
 from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
+from gpt2_course.trainer import DTYPES
 from test_commands import refused
 from test_trainer import TINY, data, one  # noqa: F401 (fixtures)
 
@@ -39,12 +40,9 @@ def test_weights_and_optimiser_are_exact(m):
     assert p["total"] == p["wte"] + p["wpe"] + p["attention"] + p["mlp"] + p["norms"]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "manual"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_what_autograd_keeps(dtype, attention):
-    "Every tensor that is put away for the backward pass, each storage once"
-    m = SHAPES[0]
-    model, seen, keep = GPT(m, ATTENTION[attention]), {}, []
+def kept_by_autograd(model, B, dtype):
+    "Bytes that are put away for the backward pass, each storage once, weights left out; the loss"
+    seen, keep = {}, []
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(t):
@@ -52,11 +50,19 @@ def test_activations_are_what_autograd_keeps(dtype, attention):
         keep.append(t)
         return t
 
-    x, y = (torch.randint(m.vocab_size, (4, m.block_size)) for _ in "xy")
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    x, y = (torch.randint(model.cfg.vocab_size, (B, model.cfg.block_size)) for _ in "xy")
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), cast:
         loss = model(x, y)
-    theirs = sum(n for k, n in seen.items() if k not in own)
+    return sum(n for k, n in seen.items() if k not in own), loss
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "manual"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_what_autograd_keeps(dtype, attention):
+    "Every tensor that is put away for the backward pass, each storage once"
+    m = SHAPES[0]
+    theirs, loss = kept_by_autograd(GPT(m, ATTENTION[attention]), 4, DTYPES[dtype])
     ours = plan.saved_bytes(m, 4, 2 if dtype == "bfloat16" else 4, attention)
     assert sum(ours.values()) == pytest.approx(theirs, rel=0.005) and loss.isfinite()
 

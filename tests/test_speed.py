@@ -17,6 +17,7 @@ from gpt2_course.optim import adamw
 from gpt2_course.speed import ChunkedLoss, LadderConfig, Rung, Worker, agree, attention_of, blocked, climb, ladder, loss_of, pairwise, table
 from gpt2_course.variants import VARIANTS, make_gpt
 from test_commands import refused
+from test_plan import kept_by_autograd
 from test_trainer import TINY, data, losses, one, torchrun  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -305,18 +306,7 @@ def test_plan_leaves_the_logits_out(run):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_planned_activations_are_what_autograd_keeps(dtype, attention):
     m = GPTConfig(block_size=300, vocab_size=500, n_layer=2, n_head=4, n_embd=64)
-    model, seen, keep = GPT(m, attention_of(attention), loss=ChunkedLoss()), {}, []
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(t):
-        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        keep.append(t)
-        return t
-
-    x, y = (torch.randint(m.vocab_size, (4, m.block_size)) for _ in "xy")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        loss = model(x, y)
-    theirs = sum(n for k, n in seen.items() if k not in own)
+    theirs, loss = kept_by_autograd(GPT(m, attention_of(attention), loss=ChunkedLoss()), 4, dtype)
     ours = sum(plan.saved_bytes(m, 4, dtype.itemsize, attention, "chunked").values())
     assert ours == pytest.approx(theirs, rel=0.005) and loss.isfinite()
 
