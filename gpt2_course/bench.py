@@ -9,13 +9,13 @@ __all__ = ['WORKS', 'SHAPES', 'TRAINS', 'KEYS', 'LR', 'LLMS', 'PEERS', 'STEP', '
            'load_ours', 'questions', 'evaluate_ours', 'module_of', 'definitions_of', 'Peer', 'usual_adamw', 'longer',
            'nanogpt', 'build_nanogpt', 'transformers', 'book_state', 'llms_from_scratch', 'llms_with_cache',
            'train_peer', 'generate_peer', 'tokenize_tiktoken', 'tokenize_hf', 'load_nanogpt', 'evaluate_plain',
-           'peers_of', 'field_of', 'forget_peak', 'peak_memory', 'timed', 'serve', 'Contender', 'differs',
+           'peers_of', 'field_of', 'forget_peak', 'peak_memory', 'rest', 'timed', 'serve', 'Contender', 'differs',
            'check_parity', 'compete', 'ratios', 'machine', 'command_of', 'commit_of', 'report', 'table', 'draw',
-           'common', 'bench', 'scratch', 'check_text', 'read_options', 'main']
+           'reports', 'summary', 'common', 'bench', 'scratch', 'check_text', 'read_options', 'main']
 
 # %% ../nbs/reference/bench.ipynb #imports
-import argparse, ast, hashlib, importlib.util, json, math, os, platform, shlex, shutil, signal
-import statistics, subprocess, sys, tempfile, time
+import argparse, ast, ctypes, hashlib, importlib.util, json, math, os, platform, shlex, shutil
+import signal, statistics, subprocess, sys, tempfile, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
@@ -71,6 +71,7 @@ class BenchConfig:
     llms_from_scratch: str | None = None # directory of a clone of LLMs-from-scratch: takes part
     run: str | None = None        # generate: a trained model (RUNDIR or HFDIR), not random weights
     text: str | None = None       # tokenize: UTF-8 file (default: the embedded corpus)
+    copies: int = 1               # tokenize: how often it is read, to have more of it
     examples: int = 40            # evaluate: questions
     rounds: int = 5               # turns of each contender
     seconds: float = 0.5          # least time of a turn
@@ -86,7 +87,7 @@ def check_bench(cfg): # raises `UserError` for the first value that cannot be
     w = cfg.work
     require(w in WORKS, (f"WORK {w!r} is unknown{did_you_mean(w, WORKS)}" if w else "no WORK given")
             + f": choose from {', '.join(WORKS)}")
-    for name in ("rows", "prompt_tokens", "new_tokens", "examples", "rounds"):
+    for name in ("rows", "prompt_tokens", "new_tokens", "copies", "examples", "rounds"):
         require(getattr(cfg, name) > 0, f"--{name.replace('_', '-')} is {getattr(cfg, name)}: "
                 "give a whole number above 0")
     require(0 < cfg.seconds < 3600, f"--seconds is {cfg.seconds}: give a number above 0")
@@ -240,7 +241,7 @@ def generate_ours(
 # %% ../nbs/reference/bench.ipynb #other-ours
 def texts_of(job): # the documents to be tokenised
     files = [Path(job["text"])] if job["text"] else sorted(packaged("shakespeare").glob("*.txt"))
-    return [f.read_text(encoding="utf-8") for f in files]
+    return [f.read_text(encoding="utf-8") for f in files] * job["copies"]
 
 def digest(ids) -> str: # of token ids in order
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<u4").tobytes()).hexdigest()
@@ -578,8 +579,14 @@ def peak_memory(
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin"
                                                                  else 1024)
 
+def rest(device): # what lies idle goes back: all contenders share one machine
+    if device.type == "cuda": torch.cuda.empty_cache()
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
 # %% ../nbs/reference/bench.ipynb #serve
-def timed(work, n, device): # seconds of n calls
+def timed(work, n, device): # seconds of n calls, after one that takes its memory again
+    work()
     wait(device)
     start = time.perf_counter()
     for _ in range(n): work()
@@ -604,8 +611,9 @@ def serve():
                   memory=lambda n: peak_memory(device))
     for line in sys.stdin:
         what, n = json.loads(line)
-        answers.write(json.dumps(answer[what](n)) + "\n")
-        answers.flush()
+        found = json.dumps(answer[what](n))
+        rest(device)
+        print(found, file=answers, flush=True)
 
 # %% ../nbs/reference/bench.ipynb #contender
 class Contender:
@@ -693,7 +701,6 @@ def compete(
 ):                # `times` of each is filled: seconds for one unit of work, a number a round
     "Take turns"
     for c in field:
-        once = c.ask("time", 1) # warm, and how long it takes
         once = c.ask("time", 1)
         c.n = max(1, math.ceil(cfg.seconds / max(once, 1e-6)))
     for r in range(cfg.rounds):
@@ -761,7 +768,8 @@ def report(
              for o in ours for c in field if c is not o and c.job["make"] != STEP]
     shape = dict(rows=cfg.rows, model=asdict(cfg.model))
     if cfg.work == "generate": shape |= dict(prompt=cfg.prompt_tokens, new=cfg.new_tokens)
-    if cfg.work == "tokenize": shape = dict(text=Path(cfg.text).name if cfg.text else "shakespeare")
+    if cfg.work == "tokenize":
+        shape = dict(text=Path(cfg.text).name if cfg.text else "shakespeare", copies=cfg.copies)
     return dict(work=cfg.work, per=UNITS[cfg.work], date=date.today().isoformat(),
                 command=command_of(argv), machine=machine(pick_device(cfg.device), cfg.threads),
                 peers={n: commit_of(getattr(cfg, n)) for n in NEEDED if getattr(cfg, n)},
@@ -789,7 +797,8 @@ def table(
                      f"{c['facts'].get('dtype', ''):>8}" + "".join(f"{x:>22}" for x in cells))
     first = r["contenders"][0]["per_second"]
     for c in r["contenders"]:
-        if c["name"] == STEP: lines += ["", f"our loader takes {c['per_second'] / first:.2%} of it"]
+        if c["name"] == STEP:
+            lines += ["", f"our loader takes {100 * c['per_second'] / first:.2g}% of it"]
     same = "; ".join(r["parity"])
     return "\n".join([*lines, *(["", f"the same result, checked first: {same}"] if same else [])])
 
@@ -816,6 +825,38 @@ def draw(
     right.set(xlabel="peak memory, MB")
     fig.savefig(path, dpi=130)
     return Path(path)
+
+# %% ../nbs/reference/bench.ipynb #summary
+def reports(
+    folder, # with files that --out wrote
+) -> dict:  # name of the file -> `report`
+    "Committed measurements; the ladder's, which have another form, are left out"
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8"))
+             for p in sorted(Path(folder).glob("*.json"))}
+    return {name: r for name, r in found.items() if "contenders" in r}
+
+def summary(
+    found:dict, # name -> `report`
+    every=True, # each of ours, or the fastest alone
+) -> str:       # lines
+    "Ours beside the fastest other of the same report"
+    lines = [f"{'':20} {'ours':32} {'a second':>17}  times as fast as the fastest other"]
+    for name, r in found.items():
+        mine = [c for c in r["contenders"] if c["name"].startswith("ours")]
+        others = [c for c in r["contenders"] if c not in mine and c["name"] != STEP]
+        if not others: continue
+        best = max(others, key=lambda c: c["per_second"])
+        pairs = {p["ours"]: p for p in r["ratios"] if p["other"] == best["name"]}
+        mine.sort(key=lambda c: -c["per_second"])
+        for i, c in enumerate(mine if every else mine[:1]):
+            p, mb = pairs[c["name"]], [x["peak_bytes"] for x in (c, best)]
+            options = c["name"].removeprefix("ours").strip(" ()") or "default"
+            rate = f"{c['per_second']:,.0f} {r['per']}"
+            times = f"{p['median']:.2f} x ({p['low']:.2f}-{p['high']:.2f})"
+            lines.append(f"{name if not i else '':20} {options:32} {rate:>17}  "
+                         f"{times:22} {best['name']}" + (f", memory {mb[0] / mb[1]:.2f} x"
+                                                        if all(mb) else ""))
+    return "\n".join(lines)
 
 # %% ../nbs/reference/bench.ipynb #bench
 def common(tokens, others): # mean share of tokens before the first that differs

@@ -118,7 +118,7 @@ class TrainConfig:
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     compile: bool = True          # torch.compile, where this machine can
     attention: str = "auto"       # auto, sdpa, blocked or manual
-    loss: str = "full"            # full, or chunked (never holds all logits: less memory)
+    loss: str = "auto"            # auto, full, or chunked (never holds all logits: less memory)
     variant: str = "gpt2"         # the model's parts: gpt2, rmsnorm, swiglu, rope, llama, moe …
     parallel: str = "ddp"         # several processes: ddp, or fsdp (each holds a slice of all)
     order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
@@ -217,7 +217,7 @@ CHOICES = dict(
     device=("auto", "cpu", "cuda", "mps"),
     dtype=("auto", "float32", "bfloat16", "float16"),
     attention=("auto", "sdpa", "blocked", "manual"),
-    loss=("full", "chunked"),
+    loss=("auto", "full", "chunked"),
     variant=("gpt2", "rmsnorm", "swiglu", "swiglu-rmsnorm", "rope", "llama", "qk-norm", "relu2",
              "gqa", "moe"),
     parallel=("ddp", "fsdp"),

@@ -6,6 +6,8 @@
 __all__ = ['shape_probs', 'check_dials', 'choose', 'next_logits', 'kv_heads', 'new_cache', 'generate', 'continue_text']
 
 # %% ../nbs/medium/11_generation.ipynb #imports
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,9 +80,10 @@ def new_cache(
     n:int,     # tokens of the finished text
 ):             # `KVCache`, or what the model has made of it (`quick.quicken`)
     "An empty cache"
-    if hasattr(model, "new_cache"): return model.new_cache(B, min(n, model.cfg.block_size))
-    p = model.transformer.ln_f.weight
-    return KVCache(model.cfg, B, p.device, p.dtype, kv_heads(model))
+    cfg, p = model.cfg, model.transformer.ln_f.weight
+    room = min(n, cfg.block_size)
+    if hasattr(model, "new_cache"): return model.new_cache(B, room)
+    return KVCache(replace(cfg, block_size=room), B, p.device, p.dtype, kv_heads(model))
 
 @torch.no_grad()
 def generate(

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['GPU_BYTES', 'LINKS', 'NODE', 'BUCKET', 'HOP', 'REACHED', 'RUNTIME_BYTES', 'DESCRIPTION', 'PlanConfig',
            'bytes_a_second', 'bare_model', 'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'memory',
-           'device', 'traffic', 'scaling', 'disk', 'estimate', 'size', 'duration', 'table', 'read_options', 'main']
+           'device', 'reached', 'traffic', 'scaling', 'disk', 'estimate', 'size', 'duration', 'table', 'read_options',
+           'main']
 
 # %% ../nbs/reference/plan.ipynb #imports
 import argparse, json, math, sys
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 
-from .config import (CHOICES, GPTConfig, PRESETS, did_you_mean, parse, preset, require,
-                                run)
+from .config import (CHOICES, GPTConfig, PRESETS, UserError, did_you_mean, parse, preset,
+                                require, run)
 from .model import GPT, count_params, flops_per_token
 from .speed import BLOCK, CHUNK, spans
-from .trainer import DTYPES, PEAK_FLOPS, pick_attention, split_batch
+from .trainer import DTYPES, PEAK_FLOPS, pick_attention, pick_loss, split_batch
 
 # %% ../nbs/reference/plan.ipynb #assumptions
 GPU_BYTES = {"H200": 141e9, "H100": 80e9, "A100": 80e9, "A6000": 48e9, "4090": 24e9, "3090": 24e9,
@@ -43,12 +45,13 @@ class PlanConfig:
     gpu: str = "h200"             # h200, h100, a100, …, or cpu
     peak_flops: float | None = None # FLOP/s of the device (default: its data sheet's)
     mfu: float = 0.4              # share of that peak which training reaches
+    measured: str | None = None   # JSON of bench train: what it reached, in place of peak and mfu
     tokens: float | None = None   # tokens to train on (default: the preset's)
     batch_tokens: int = 524288    # tokens in one step, over all processes
     micro_batch: int = 16         # rows of block-size tokens a process computes at once
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     attention: str = "auto"       # auto, sdpa, blocked or manual
-    loss: str = "full"            # full or chunked
+    loss: str = "auto"            # auto, full or chunked
     link: str = "nvlink4"         # between GPUs of a machine: a name, or GB/s in one direction
     network: str = "ib-400"       # between machines of 8 GPUs: a name, or GB/s for each GPU
     overlap: float = 0.8          # share of a backward pass under which traffic can hide
@@ -222,6 +225,21 @@ def device(
     key = next((k for k in PEAK_FLOPS if k.lower() == cfg.gpu.lower()), None)
     return cfg.peak_flops or PEAK_FLOPS.get(key), GPU_BYTES.get(key)
 
+def reached(
+    path:str, # JSON of `gpt2_course.bench train --out`
+) -> float:   # FLOP/s of our fastest contender
+    "What a measurement says; another shape will differ, a like one little"
+    try:
+        r = json.loads(Path(path).read_text(encoding="utf-8"))
+        rate = max(c["per_second"] for c in r["contenders"] if c["name"].startswith("ours"))
+        m = GPTConfig(**r["shape"]["model"])
+    except OSError as e:
+        raise UserError(f"--measured {path} cannot be read: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--measured {path} is no report of gpt2_course.bench train") from None
+    require(r["work"] == "train", f"--measured {path} is a report of {r['work']}, not of train")
+    return rate * flops_per_token(bare_model(m), m.block_size)
+
 # %% ../nbs/reference/plan.ipynb #traffic
 def traffic(
     cfg:PlanConfig,
@@ -279,24 +297,27 @@ def estimate(
     "Everything the plan says, as numbers: bytes, seconds, FLOPs, tokens"
     m, default = cfg.model, preset(cfg.preset)
     B, accumulation = split_batch(cfg.batch_tokens, m.block_size, cfg.gpus, cfg.micro_batch)
+    if cfg.measured: cfg = replace(cfg, peak_flops=reached(cfg.measured), mfu=1.0)
     peak, room = device(cfg)
     cpu = cfg.gpu.lower() == "cpu"
     dtype = cfg.dtype if cfg.dtype != "auto" else "float32" if cpu else (
         "float16" if cfg.gpu.lower() in ("v100", "t4") else "bfloat16")
-    attention = pick_attention(cfg.attention, torch.device("cpu" if cpu else "cuda"),
-                               DTYPES[dtype], m.block_size)
+    kind = torch.device("cpu" if cpu else "cuda")
+    attention = pick_attention(cfg.attention, kind, DTYPES[dtype], m.block_size)
+    loss = pick_loss(cfg.loss, kind, B * m.block_size * m.padded_vocab_size)
     p, flops = parameters(m), flops_per_token(bare_model(m), m.block_size)
     tokens = cfg.tokens or default.steps * default.batch_tokens
     steps = math.ceil(tokens / cfg.batch_tokens)
     mem = memory(m, B, dtype, attention, accumulation, cfg.gpus, RUNTIME_BYTES if cpu else 0,
-                 cfg.loss, CHUNK["cpu" if cpu else "cuda"])
+                 loss, CHUNK[kind.type])
     cfg = replace(cfg, micro_batch=B)
     on = lambda n: scaling(cfg, flops, mem["gradients"], peak, n)
     now = on(cfg.gpus) if peak else None
     seconds = tokens / now["tokens_per_s"] if now else None
     return dict(
-        preset=cfg.preset, gpus=cfg.gpus, gpu=cfg.gpu.lower(), mfu=cfg.mfu, dtype=dtype,
-        attention=attention, loss=cfg.loss, model=asdict(m), parameters=p, flops_per_token=flops,
+        preset=cfg.preset, gpus=cfg.gpus, gpu=cfg.gpu.lower(), mfu=cfg.mfu, measured=cfg.measured,
+        dtype=dtype,
+        attention=attention, loss=loss, model=asdict(m), parameters=p, flops_per_token=flops,
         total_flops=flops * tokens, memory=mem, memory_of_device=room,
         fits=None if room is None else mem["peak"] < room,
         batch_tokens=cfg.batch_tokens, micro_batch=B, accumulation=accumulation,
@@ -348,10 +369,12 @@ def table(
         f"disk        {size(d['checkpoint'])} a checkpoint, {size(d['checkpoints'])} at most, "
         f"data {size(d['data'])}"]
     if not e["speed"]:
-        return "\n".join([*lines, "time        unknown: give --peak-flops of this device"])
-    now = e["speed"]
+        return "\n".join([*lines, "time        unknown: give --peak-flops of this device, or "
+                          "--measured (python -m gpt2_course.bench train --out FILE.json)"])
+    now, how = e["speed"], f"if MFU is {e['mfu']}"
+    if e["measured"]: how = f"at the FLOP/s of {Path(e['measured']).name}"
     lines += [f"time        {duration(e['seconds'])}, {e['gpu_hours']:.3g} GPU hours, "
-              f"{now['tokens_per_s']:,.0f} tokens/s, if MFU is {e['mfu']}", "",
+              f"{now['tokens_per_s']:,.0f} tokens/s, {how}", "",
               "  GPUs      tokens/s  efficiency  all-reduce  not hidden  step (x accumulation)"]
     for s in e["scaling"]:
         lines.append(f"{s['gpus']:6} {s['tokens_per_s']:13,.0f} {s['efficiency']:11.1%} "

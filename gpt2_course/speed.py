@@ -187,12 +187,12 @@ class ChunkedLoss:
 
 # %% ../nbs/tough/16_speed.ipynb #loss-of
 def loss_of(
-    name:str,            # full or chunked
+    name:str,            # auto, full or chunked
     device:torch.device,
     compile:bool=False,  # whether the model is compiled
 ):                       # function (x, head, targets, V) -> mean loss
     "What --loss names"
-    return full_loss if name == "full" else ChunkedLoss(CHUNK.get(device.type, 1024), compile)
+    return ChunkedLoss(CHUNK.get(device.type, 1024), compile) if name == "chunked" else full_loss
 
 # %% ../nbs/tough/16_speed.ipynb #keep-memory
 def keep_memory(

@@ -253,7 +253,7 @@ def test_turns_are_taken():
 
     field = [Fake("a", 0.1), Fake("b", 0.4)]
     bench.compete(field, dataclasses.replace(bench.BenchConfig("load"), rounds=3, seconds=1.0), pause=0)
-    assert "".join(order[4:]) == "abbaab" and [c.n for c in field] == [10, 3]
+    assert "".join(order[2:]) == "abbaab" and [c.n for c in field] == [10, 3]
     assert field[0].times == pytest.approx([0.1] * 3) and field[1].times == pytest.approx([0.4] * 3)
     assert bench.ratios([1.0, 2.0], [2.0, 2.0]) == dict(median=1.5, low=1.0, high=2.0)
 
@@ -339,6 +339,21 @@ def test_options_become_a_contender_each():
     assert bench.read_options(["generate", "--preset", "gpt2-124m"]).model == GPTConfig()
     assert bench.read_options(["train", "--preset", "gpt2-124m"]).model.vocab_size == 50304
     assert bench.parse_spec("loss=chunked,keep=false", bench.TRAINS, "--ours") == dict(loss="chunked", keep=False)
+
+
+def test_the_summary_names_the_fastest_other(tmp_path):
+    "Ours by speed, each beside the fastest of the others; the step that a loader is compared with is no contender"
+    row = lambda name, speed, peak: dict(name=name, per_second=speed, peak_bytes=peak)  # noqa: E731
+    pair = lambda ours, other, x: dict(ours=ours, other=other, median=x, low=x - 0.5, high=x + 0.5)  # noqa: E731
+    rows = [row("ours", 10.0, 300), row("ours (weights=int8)", 30.0, 100), row("A", 2.0, 50), row("B", 5.0, 400), row(bench.STEP, 99.0, 1)]
+    pairs = [pair(o, b, x) for o, b, x in (("ours", "A", 5.0), ("ours", "B", 2.0), ("ours (weights=int8)", "A", 15.0), ("ours (weights=int8)", "B", 6.0))]
+    (tmp_path / "generate.json").write_text(json.dumps(dict(per="tokens", contenders=rows, ratios=pairs)))
+    (tmp_path / "ladder-cpu.json").write_text(json.dumps(dict(rungs=[])))
+    found = bench.reports(tmp_path)
+    assert list(found) == ["generate"]
+    lines = bench.summary(found).splitlines()[1:]
+    assert [" ".join(line.split()) for line in lines] == ["generate weights=int8 30 tokens 6.00 x (5.50-6.50) B, memory 0.25 x", "default 10 tokens 2.00 x (1.50-2.50) B, memory 0.75 x"]
+    assert bench.summary(found, every=False).splitlines()[1:] == lines[:1]
 
 
 def test_the_committed_reports_say_where_they_come_from():

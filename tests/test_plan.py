@@ -100,6 +100,23 @@ def test_checkpoint_size_is_right(one):  # noqa: F811
     assert 0 <= files - promised < 60_000
 
 
+def test_a_measured_speed_takes_the_place_of_a_guess(run, tmp_path):
+    "The fastest of ours, as FLOP/s, for another shape; one process of that kind"
+    shape = dict(block_size=64, vocab_size=320, n_layer=2, n_head=2, n_embd=64)
+    rows = [dict(name="ours", per_second=900.0), dict(name="ours (compile=True)", per_second=1000.0), dict(name="nanoGPT", per_second=5000.0)]
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(dict(work="train", contenders=rows, shape=dict(model=shape))))
+    cost = lambda m: plan.flops_per_token(plan.bare_model(m), m.block_size)  # noqa: E731
+    want = 1000 * cost(GPTConfig(**shape))
+    assert plan.reached(str(file)) == want
+    args = ["-m", "gpt2_course.plan", "--gpus", "1", "--gpu", "cpu", "--measured", file]
+    assert json.loads(run([*args, "--json"]).stdout)["speed"]["tokens_per_s"] == pytest.approx(want / cost(GPTConfig()))
+    assert "at the FLOP/s of train.json" in run(args).stdout
+    for text, says in (("{", "is no report of gpt2_course.bench train"), ('{"work": "load"}', "is no report"), (None, "cannot be read")):
+        file.unlink() if text is None else file.write_text(text)
+        assert says in refused(run(args, status=2))
+
+
 def test_plan_command(run, tmp_path):
     "A table, one JSON object, and one line for bad input"
     ask = ["-m", "gpt2_course.plan", "--preset", "gpt2-124m", "--gpus", "8", "--gpu", "h200", "--tokens", "10e9"]

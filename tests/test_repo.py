@@ -34,7 +34,6 @@ model
 variants
 pretrained
 generation
-quick
 optim
 checkpoint
 evals
@@ -42,6 +41,7 @@ prepare
 distributed
 speed
 trainer
+quick
 plan
 doctor
 viz

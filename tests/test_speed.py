@@ -15,6 +15,7 @@ from gpt2_course.generation import generate
 from gpt2_course.model import GPT, crop_block_size, full_loss
 from gpt2_course.optim import adamw
 from gpt2_course.speed import ChunkedLoss, LadderConfig, Rung, Worker, agree, attention_of, blocked, climb, ladder, loss_of, pairwise, table
+from gpt2_course.trainer import pick_attention, pick_loss
 from gpt2_course.variants import VARIANTS, make_gpt
 from test_commands import refused
 from test_plan import kept_by_autograd
@@ -285,6 +286,14 @@ def test_two_processes(run, data, one, tmp_path, parallel):  # noqa: F811
     torch.testing.assert_close(torch.tensor(losses(out)), torch.tensor(losses(one)), atol=1e-5, rtol=0)
 
 
+def test_auto_takes_the_faster_part():
+    "The kernel on a GPU and in float32; on a CPU in bf16 the plain form for one block, blocks beyond; chunks only where they save much"
+    gpu, b, f = torch.device("cuda"), torch.bfloat16, torch.float32
+    assert [pick_attention("auto", d, t, n) for d, t, n in ((CPU, b, 64), (CPU, b, 256), (CPU, f, 256), (gpu, b, 64), (gpu, b, 1024))] == ["manual", "blocked", "sdpa", "sdpa", "sdpa"]
+    assert [pick_loss("auto", d, 4 * 1024 * V) for d, V in ((CPU, 50304), (CPU, 1024), (gpu, 50304))] == ["chunked", "full", "full"]
+    assert pick_loss("full", CPU, 2**40) == "full" and pick_attention("sdpa", CPU, b, 1024) == "sdpa"
+
+
 def test_unknown_names(run, data, tmp_path):  # noqa: F811
     for flags, says in ((["--loss", "chunkd"], "--loss 'chunkd' is unknown"), (["--attention", "block"], "did you mean blocked?")):
         assert says in refused(run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", tmp_path / "x", *flags], status=2))
@@ -299,7 +308,7 @@ def test_plan_leaves_the_logits_out(run):
     assert 0.8 * logits < full["peak"] - chunked["peak"] < logits
     told = run(["-m", "gpt2_course.plan", "--gpus", "1", "--loss", "chunked"]).stdout
     assert "loss chunked" in told
-    assert "choose from full, chunked" in refused(run(["-m", "gpt2_course.plan", "--loss", "half"], status=2))
+    assert "choose from auto, full, chunked" in refused(run(["-m", "gpt2_course.plan", "--loss", "half"], status=2))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "blocked"])
