@@ -14,8 +14,8 @@ __all__ = ['WORKS', 'SHAPES', 'TRAINS', 'KEYS', 'LR', 'LLMS', 'PEERS', 'STEP', '
            'reports', 'summary', 'common', 'bench', 'scratch', 'check_text', 'read_options', 'main']
 
 # %% ../nbs/reference/bench.ipynb #imports
-import argparse, ast, ctypes, hashlib, importlib.util, json, math, os, platform, shlex, shutil
-import signal, statistics, subprocess, sys, tempfile, time
+import argparse, ast, hashlib, importlib.util, json, math, os, platform, shlex, shutil, signal
+import statistics, subprocess, sys, tempfile, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
@@ -42,7 +42,7 @@ from .model import GPT, count_params
 from .prepare import encode_documents, encoded
 from .pretrained import to_hf, tokenizer_json
 from .quick import quicken
-from .speed import keep_memory, processor, resident, wait
+from .speed import glibc, keep_memory, processor, resident, wait
 from .trainer import DTYPES, build, one_step, preflight
 
 # %% ../nbs/reference/bench.ipynb #config
@@ -581,8 +581,7 @@ def peak_memory(
 
 def rest(device): # what lies idle goes back: all contenders share one machine
     if device.type == "cuda": torch.cuda.empty_cache()
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if library := glibc(): library.malloc_trim(0)
 
 # %% ../nbs/reference/bench.ipynb #serve
 def timed(work, n, device): # seconds of n calls, after one that takes its memory again

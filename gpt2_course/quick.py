@@ -100,13 +100,14 @@ class Rows(nn.Module):
             kernel = packed_kernel(w, bias if full else None) # in bfloat16 the sum is float32's
             if kernel: w, bias = None, None if full else bias # it has its own
         self.weights, self.kernel, self.out = weights, kernel, linear.out_features
+        self.bf16 = has_bf16(linear.weight.device) # asked once, not in every product
         for name, t in dict(weight=w, scale=scale, bias=bias).items():
             self.register_buffer(name, t, persistent=False)
 
     def product(self, x:Tensor) -> Tensor: # (M, K) -> (M, N)
         if self.weights == "bfloat16": return F.linear(x.bfloat16(), self.weight)
         if self.weights == "int8":
-            x = x.bfloat16() if has_bf16(x.device) else x # whole numbers to 127 fit exactly
+            x = x.bfloat16() if self.bf16 else x # whole numbers to 127 fit exactly
             return F.linear(x, self.weight.to(x.dtype)) * self.scale
         if x.device.type == "cpu" and len(x) <= FEW and self.weight.numel() >= LARGE:
             return split_product(x, self.weight, max(2, torch.get_num_threads()))

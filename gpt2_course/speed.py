@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLIMB', 'BLOCK', 'CHUNK', 'NEAR', 'NANO_SHAPE', 'Rung', 'climb', 'hide', 'spans', 'blocked', 'attention_of',
-           'chunk_gradient', 'LinearCrossEntropy', 'ChunkedLoss', 'loss_of', 'keep_memory', 'can_compile', 'Unpadded',
-           'training_step', 'wait', 'resident', 'processor', 'device_name', 'serve', 'Worker', 'agree', 'pairwise',
-           'LadderConfig', 'about', 'ladder', 'table', 'main']
+           'chunk_gradient', 'LinearCrossEntropy', 'ChunkedLoss', 'loss_of', 'glibc', 'keep_memory', 'can_compile',
+           'Unpadded', 'training_step', 'wait', 'resident', 'processor', 'device_name', 'serve', 'Worker', 'agree',
+           'pairwise', 'LadderConfig', 'about', 'ladder', 'table', 'main']
 
 # %% ../nbs/tough/16_speed.ipynb #imports
 import ctypes, json, math, os, platform, shlex, shutil, subprocess, sys, time
@@ -195,17 +195,21 @@ def loss_of(
     return ChunkedLoss(CHUNK.get(device.type, 1024), compile) if name == "chunked" else full_loss
 
 # %% ../nbs/tough/16_speed.ipynb #keep-memory
+def glibc(): # the C library with all its functions, or None where it is another one
+    there = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL(None) if there else None
+
 def keep_memory(
     keep:bool=True, # False: as glibc starts
 ) -> bool:          # whether anything was set
     "Freed memory stays with the process (Linux with glibc, unless MALLOC_… or tunables are set)"
     said = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or said: return False
-    mallopt = ctypes.CDLL(None).mallopt
+    library = None if said else glibc()
+    if library is None: return False
     trim, pad, mmaps = -1, -2, -4 # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX (malloc.h)
     values = ((mmaps, 0), (trim, 2**31 - 1), (pad, 2**26)) if keep else (
         (mmaps, 65536), (trim, 2**17), (pad, 2**17))
-    return all(mallopt(name, value) for name, value in values)
+    return all(library.mallopt(name, value) for name, value in values)
 
 # %% ../nbs/tough/16_speed.ipynb #can-compile
 def can_compile(

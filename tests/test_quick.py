@@ -69,8 +69,11 @@ def test_prompts_of_different_lengths(kind):
         assert torch.equal(row, alone[0])
 
 
-def test_threads_do_not_change_tokens():
-    "Pieces that divide the rows of the weight and some that do not"
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "public calls"])
+def test_threads_do_not_change_tokens(kernels, monkeypatch):
+    "Without kernels: pieces that divide the rows of the weight and some that do not"
+    if not kernels:
+        monkeypatch.setattr(quick, "agrees", lambda *a: False)
     model, idx = opinionated(), torch.randint(101, (2, 4))
     want = generate(model, idx, 12, temperature=0, use_cache=False)
     for n in (2, 3, 5):
