@@ -839,7 +839,7 @@ def summary(
     every=True, # each of ours, or the fastest alone
 ) -> str:       # lines
     "Ours beside the fastest other of the same report"
-    lines = [f"{'':20} {'ours':32} {'a second':>17}  times as fast as the fastest other"]
+    lines = []
     for name, r in found.items():
         mine = [c for c in r["contenders"] if c["name"].startswith("ours")]
         others = [c for c in r["contenders"] if c not in mine and c["name"] != STEP]
@@ -847,14 +847,14 @@ def summary(
         best = max(others, key=lambda c: c["per_second"])
         pairs = {p["ours"]: p for p in r["ratios"] if p["other"] == best["name"]}
         mine.sort(key=lambda c: -c["per_second"])
-        for i, c in enumerate(mine if every else mine[:1]):
+        lines.append(f"{name}: the fastest other is {best['name']}")
+        for c in mine if every else mine[:1]:
             p, mb = pairs[c["name"]], [x["peak_bytes"] for x in (c, best)]
             options = c["name"].removeprefix("ours").strip(" ()") or "default"
-            rate = f"{c['per_second']:,.0f} {r['per']}"
+            rate = f"{c['per_second']:,.0f} {r['per']}/s"
             times = f"{p['median']:.2f} x ({p['low']:.2f}-{p['high']:.2f})"
-            lines.append(f"{name if not i else '':20} {options:32} {rate:>17}  "
-                         f"{times:22} {best['name']}" + (f", memory {mb[0] / mb[1]:.2f} x"
-                                                        if all(mb) else ""))
+            memory = f", memory {mb[0] / mb[1]:.2f} x" if all(mb) else ""
+            lines.append(f"  {options:25} {rate:>20}  {times}{memory}")
     return "\n".join(lines)
 
 # %% ../nbs/reference/bench.ipynb #bench

@@ -351,9 +351,16 @@ def test_the_summary_names_the_fastest_other(tmp_path):
     (tmp_path / "ladder-cpu.json").write_text(json.dumps(dict(rungs=[])))
     found = bench.reports(tmp_path)
     assert list(found) == ["generate"]
-    lines = bench.summary(found).splitlines()[1:]
-    assert [" ".join(line.split()) for line in lines] == ["generate weights=int8 30 tokens 6.00 x (5.50-6.50) B, memory 0.25 x", "default 10 tokens 2.00 x (1.50-2.50) B, memory 0.75 x"]
-    assert bench.summary(found, every=False).splitlines()[1:] == lines[:1]
+    lines = bench.summary(found).splitlines()
+    said = ["generate: the fastest other is B", "weights=int8 30 tokens/s 6.00 x (5.50-6.50), memory 0.25 x", "default 10 tokens/s 2.00 x (1.50-2.50), memory 0.75 x"]
+    assert [" ".join(line.split()) for line in lines] == said
+    assert bench.summary(found, every=False).splitlines() == lines[:2]
+
+
+def test_the_summary_of_what_is_committed_fits_a_page():
+    "The site's column holds some 90 letters; longer lines would break in the middle"
+    lines = bench.summary(bench.reports(REPO / "assets/bench")).splitlines()
+    assert len(lines) > 7 and max(map(len, lines)) <= 90
 
 
 def test_the_committed_reports_say_where_they_come_from():
