@@ -1,0 +1,62 @@
+"""Short rations: a last shard that has no whole batch for the high ranks."""
+
+import numpy as np
+import torch
+
+from ...check import Wrong
+from .common import lab
+from .processes import case, rows_of
+from .small import letters
+
+
+def steps_in(
+    n:int,        # tokens of a shard
+    B:int, T:int, # rows and tokens of a batch, in each rank
+    world:int,
+) -> int:         # steps for which every rank finds a whole batch, its last target included
+    "A step takes world * B * T tokens; the last target is one token more"
+    return max(0, n - 1) // (B * T * world)
+
+def as_rank_0_sees_it(n, B, T, world): return max(0, (n - 1 - B * T) // (B * T * world) + 1)
+
+@case
+def short_rations(rank, world, say, group):
+    import torch.distributed as dist
+    ids, B, T = letters()[1][:1200], 4, 32
+    for s in range(as_rank_0_sees_it(len(ids), B, T, world)):
+        first = (s * world + rank) * B * T
+        row = torch.from_numpy(ids[first:first + B * T + 1].astype(np.int64))
+        say(step=s + 1, at=f"read {len(row)} tokens, from {first} on")
+        x = row[:-1].view(B, T)
+        dist.all_reduce(torch.ones(1000), group=group)
+
+lab("short_rations", "the last, short shard has no whole batch for the high ranks",
+    "one rank dies of a shape, another of waiting", "the last thing each rank said",
+    "easy/02_data.ipynb", "https://github.com/karpathy/build-nanogpt/issues/105",
+    lambda: rows_of("short_rations"), (
+        ("the shard ends inside the step: rank 0 still finds a batch, rank 1 does not",
+         "rank 1 read fewer tokens than a batch has and could not fold them into rows; rank 0 "
+         "waits for a partner that is gone"),
+        ("rank 1 has another batch size", "four steps went well with the same one"),
+        ("rank 0 is too slow and rank 1 gave up", "rank 1's last words are about a shape"),
+        ("the shard is damaged", "all that is there was read; there is not enough of it")),
+    answer="steps_in",
+    task="For how many steps a shard of n tokens gives each of `world` ranks a whole batch of B "
+         "rows of T tokens, the target of the last token included.",
+    inputs=lambda seed: [(B * T * w * k + extra, B, T, w) for B, T, w, k, extra in
+                         ((4, 8, 2, 3 + seed % 4, 0), (2, 4, 4, 5, 9), (4, 8, 2, 3, 33),
+                          (1, 8, 1, 2, 1))],
+    oracle=lambda n, B, T, w: sum(1 for s in range(n) if (s + 1) * B * T * w + 1 <= n),
+    wrongs=(
+        Wrong("it is counted as rank 0 sees it", as_rank_0_sees_it,
+              "The first rank's batch fits, the others' does not: they crash on a shape, or wrap "
+              "around, and rank 0 waits."),
+        Wrong("the last target is forgotten", lambda n, B, T, w: n // (B * T * w),
+              "Where the shard ends exactly with a batch, the last rank is one token short."),
+        Wrong("the other ranks are forgotten", lambda n, B, T, w: max(0, n - 1) // (B * T),
+              "Each rank expects the whole shard for itself."),
+        Wrong("a step is reserved for nothing",
+              lambda n, B, T, w: max(0, (n - 1) // (B * T * w) - 1),
+              "A check that looks one step too far ahead: the end of every shard is never read.")),
+    hints=("Tokens of a step, of all ranks together?", "The last target needs one token more: "
+           "n - 1 of them start something."))
