@@ -34,7 +34,7 @@ class Name:
 @dataclass
 class Module:
     "A module of the package, as its source says it"
-    dotted: str  # without the package: "attention", "exercises.attention"
+    dotted: str  # without the package: "attention"
     text: str
     doc: str = ""
     notebook: str = ""  # its path under nbs/
@@ -100,11 +100,8 @@ def read_module(path: Path, dotted: str) -> Module:
 
 
 def read_package(package: Path) -> dict[str, Module]:
-    "All modules with public names, by dotted name; the exercises come last"
-    paths = [p for p in sorted(package.rglob("*.py")) if p.stem not in ("__init__", "_modidx")]
-    dotted = [".".join(p.relative_to(package).with_suffix("").parts) for p in paths]
-    order = sorted(zip(dotted, paths), key=lambda row: ("." in row[0], row[0]))
-    return {name: read_module(path, name) for name, path in order}
+    "All modules that notebooks export, by name; the catalogue of exercises, a folder of spoilers, is not for the site"
+    return {p.stem: read_module(p, p.stem) for p in sorted(package.glob("*.py")) if p.stem not in ("__init__", "_modidx")}
 
 
 # --- what a definition says ---

@@ -79,8 +79,6 @@ class Site:
             for spelling in (module.dotted, module.full):
                 if spelling not in ("check", "train", "sample", "prepare", "config", "data", "model"):
                     known.setdefault(spelling, []).append((module.dotted, f"api/{module.dotted}.html"))
-            if module.dotted.startswith("exercises."):
-                continue  # helpers of the exercises have everyday names
             taught = module.notebook in self.pages
             for entry in module.names.values():
                 for each in [entry, *entry.methods]:
@@ -157,6 +155,8 @@ class Chapter:
             return f"[{text}]({relative(page, self.page)}{fragment})"
         if where.is_dir():
             return text
+        if inside.startswith("gpt2_course/exercises"):
+            return text  # spoilers
         if inside.startswith("gpt2_course/"):
             dotted = ".".join(Path(inside).with_suffix("").parts[1:])
             return f"[{text}]({relative(f'source/{dotted}.md', self.page)})"
@@ -291,7 +291,7 @@ class Chapter:
         tags = []
         if said.get("echo") == "false":
             tags = ["remove-input"]
-        elif "export" in said or said.get("code-fold") == "true":
+        elif "export" in said or said.get("code-fold") == "true" or "hide-input" in cell["metadata"].get("tags", []):
             tags = ["hide-input"]
         out = dict(cell_type="code", id=cell["id"], execution_count=None, metadata={"tags": tags} | (self.figure(said, source) if has_picture(cell) else {}), source=body)
         out["outputs"] = [] if said.get("output") == "false" else self.outputs(cell["outputs"])
@@ -384,7 +384,7 @@ def write_reference(site: Site):
         # a blank line would end the block of HTML
         body = re.sub(r"\n(?=\n|<span id=\"L-\d+\"><span class=\"w\"></span>\n)", "\n", body).replace("\n\n", "\n&#8203;\n")
         (site.work / f"source/{module.dotted}.md").write_text(f'{text}<div class="highlight-python notranslate">{body}</div>\n', "utf-8")
-        names = ", ".join(anchor(api.code(n), f"{page}#{e.full}", "api/index.html") for n, e in module.names.items() if "." not in module.dotted)
+        names = ", ".join(anchor(api.code(n), f"{page}#{e.full}", "api/index.html") for n, e in module.names.items())
         summary = api.prose(module.doc, lambda name: None)
         rows.append(f"<dt>{anchor(api.code(module.dotted), page, 'api/index.html')}</dt><dd><p>{summary}</p><p class=\"names\">{names}</p></dd>")
     lead = "Every public name of the package, made from the comments in its source. A module's page says which chapter builds it."

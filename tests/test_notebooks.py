@@ -1,7 +1,6 @@
 """Every notebook runs from top to bottom: in a fresh kernel, without a network, in a copy of the repository."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -14,7 +13,6 @@ NOTEBOOKS = [
     for name in repo_files()
     if name.parts[0] == "nbs" and name.suffix == ".ipynb" and not any(part.startswith((".", "_")) for part in name.parts)
 ]
-CATALOGUES = [name for name in NOTEBOOKS if Path(name).name.startswith("exercises_")]
 GOAL = {"easy": 60, "medium": 120, "tough": 180}  # seconds on two cores
 SLACK = 3  # a kernel is stopped only after this many times its goal: no test asserts a speed
 
@@ -43,14 +41,6 @@ def execute(root: Path, name: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.fixture(scope="session")
-def catalogues(request, repo_copy):
-    "Futures of the exercises' catalogues, which run two at a time: they are short, and most of each is importing torch"
-    pool, chosen = ThreadPoolExecutor(2), {item.name for item in request.session.items}
-    yield {name: pool.submit(execute, repo_copy, name) for name in CATALOGUES if f"test_notebook_runs[{name}]" in chosen}
-    pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name, request, repo_copy, notebook_seconds):
-    notebook_seconds[name] = request.getfixturevalue("catalogues")[name].result() if name in CATALOGUES else execute(repo_copy, name)
+def test_notebook_runs(name, repo_copy, notebook_seconds):
+    notebook_seconds[name] = execute(repo_copy, name)

@@ -57,7 +57,7 @@ def diagnose(
     choices, letter = shown(bug), str(choice).strip().lower()
     if letter not in choices:
         rows = "\n".join(f"   {k}) {text}" for k, (text, _) in choices.items())
-        return Verdict("open", f"◻ {name}: what is it? Put a letter in place of the dots.\n{rows}")
+        return Verdict("open", f"○ {name}: what is it? Put a letter in place of the dots.\n{rows}")
     right = choices[letter] == bug.choices[0]
     tally = read_tally()
     row = tally.setdefault("diagnoses", {}).setdefault(name, dict(state="open", tries=0))
