@@ -58,7 +58,7 @@ html_theme_options = {
     "logo": {"text": project},
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
-    "show_toc_level": 2,
+    "show_toc_level": 3,  # a chapter's exercises are headings of the third level
     "navbar_persistent": [],
     "use_download_button": False,
     "use_fullscreen_button": False,

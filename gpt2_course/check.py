@@ -339,7 +339,8 @@ def size(x) -> int: # numbers and letters in a value, to find the smallest input
 def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
     "The verdict on a result that no mistake of the catalogue explains"
     i = min((i for i, f in enumerate(faults) if f), key=lambda i: size(inputs[i]))
-    again = f"check({e.name!r}, {getattr(fn, '__name__', 'fn')}, seed={seed}) repeats these inputs"
+    called = getattr(fn, "__name__", "fn").replace("<lambda>", "fn")
+    again = f"check({e.name!r}, {called}, seed={seed}) repeats these inputs"
     helps = f"hint({e.name!r}) helps; {again}."
     args, given = inputs[i], described(names, inputs[i])
     if isinstance(faults[i], BaseException):

@@ -124,7 +124,8 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if right is None: # an array of strings or objects
         same = isinstance(got, np.ndarray) and np.array_equal(got, want)
         return None if same else f"it gives {short(got)}{at}, where {short(want)} is right"
-    if mine is None: return f"it gives {kind(got)}{at}, not {kind(want)} of numbers"
+    scalar = not isinstance(got, (torch.Tensor, np.ndarray, list, tuple)) and right.ndim
+    if mine is None or scalar: return f"it gives {kind(got)}{at}, not {kind(want)} of numbers"
     if mine.shape != right.shape: return f"it gives the shape {mine.shape}{at}, not {right.shape}"
     if not mine.size and not exact: return None
     if exact and got.dtype != want.dtype: return f"it gives numbers of type {got.dtype}{at}, not {want.dtype}"
