@@ -449,6 +449,13 @@ def bad_inputs(bench, n):
     return done.returncode == 0, told[-1].strip("= ") if told else done.stdout[-300:]
 
 
+def exercises(bench, n):
+    "Every exercise by every rule, with n fresh seeds each: right answers right, mistakes called by their names"
+    command = [sys.executable, str(REPO / "tests" / "exercise_rules.py"), "--seeds", str(n)]
+    done = subprocess.run(command, env=bench.env(), cwd=REPO, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.returncode == 0, " | ".join(done.stdout.strip().splitlines()[-4:])
+
+
 @dataclass(frozen=True)
 class Row:
     "A line of the scorecard"
@@ -475,6 +482,7 @@ def rows_of_scorecard():
         "code": Row("loads that can run code", "0", unsafe_loads, 1, 1),
         "properties": Row("ranks' union = one stream; resume anywhere", "no counterexample", properties, 500, 60),
         "preflight": Row("preflight of 100 million tokens", "< 1 s", preflight_time, 100, 2),
+        "exercises": Row("right answers and mistakes of all exercises", "0 refused, each by its name", exercises, 200, 0),
         "bad": Row("bad inputs", "one line, status 2, nothing written", bad_inputs, 2, 0),
     }
 

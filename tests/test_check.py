@@ -102,6 +102,11 @@ def test_stubs_are_not_attempted_yet():
         assert check.judge(NAME, stub).state == "open"
 
 
+def test_an_operation_that_torch_lacks_is_an_error_not_a_stub():
+    said = check.judge(NAME, lambda x, nh: x & 1)
+    assert said.state == "raised" and "not implemented for" in said.message
+
+
 def test_one_branch_without_a_return():
     def sometimes(x, nh):
         if nh == 3:
@@ -292,8 +297,9 @@ def test_challenge(name):
     assert challenge.challenge(name, lambda *args: None).state == "open"
     nonsense = challenge.challenge(name, lambda *args, **more: object(), seconds=1)
     assert nonsense.state == "raised" and "Traceback" not in nonsense.message and nonsense.message.count("\n") == 0, nonsense.message
-    ours = challenge.challenge(name, ours=True, seconds=min(2, c.seconds))
-    assert ours.state == "measured", ours.message
+    if not c.fixed:
+        ours = challenge.challenge(name, ours=True, seconds=min(2, c.seconds))
+        assert ours.state == "measured", ours.message
     assert not check.read_tally()["challenges"]
 
 

@@ -21,17 +21,44 @@ pytestmark = pytest.mark.browser
 MINE = '{"cells": [], "metadata": {"mine": true}, "nbformat": 4, "nbformat_minor": 5}'
 CHAPTERS = ["easy/03_bigram.ipynb", "medium/07_attention.ipynb", "tough/17_flash.ipynb"]  # one a level, quick ones
 
-STUB = "def my_counts(ids, V):"
-ONCE = """def my_counts(ids, V):
-    counts = np.zeros((V, V), int)
-    counts[ids[:-1], ids[1:]] += 1
-    return counts
-check("bigram.count_pairs", my_counts)"""
-EVERY = """def my_counts(ids, V):
-    counts = np.zeros((V, V), int)
-    np.add.at(counts, (ids[:-1], ids[1:]), 1)
-    return counts
-check("bigram.count_pairs", my_counts)"""
+IMPORTS = "import math, torch, numpy as np\nfrom gpt2_course.check import check\n"
+# chapter, exercise, arguments, then bodies: forgotten return, exception, wrong, right, each with what the check says
+EXERCISES = [
+    (
+        "easy/00_start.ipynb",
+        "start.uniform_loss",
+        "V",
+        [
+            ("loss = math.log(V)", "Is the `return` missing?"),
+            ("return math.log(V - V)", "line 4, `return math.log(V - V)`"),
+            ("return math.log2(V)", "this is a classic mistake: the logarithm has base 2"),
+            ("return math.log(V)", "✓ start.uniform_loss: right."),
+        ],
+    ),
+    (
+        "easy/03_bigram.ipynb",
+        "bigram.count_pairs",
+        "ids, V",
+        [
+            ("counts = np.zeros((V, V), int)\n    np.add.at(counts, (ids[:-1], ids[1:]), 1)", "Is the `return` missing?"),
+            ("return np.zeros((V, V), int)[ids, V]", "IndexError"),
+            ("counts = np.zeros((V, V), int)\n    counts[ids[:-1], ids[1:]] += 1\n    return counts", "this is a classic mistake: a pair is counted once"),
+            ("counts = np.zeros((V, V), int)\n    np.add.at(counts, (ids[:-1], ids[1:]), 1)\n    return counts", "✓ bigram.count_pairs: right."),
+        ],
+    ),
+    (
+        "medium/07_attention.ipynb",
+        "attention.causal_mask",
+        "T, S",
+        [
+            ("mask = torch.ones(T, S).bool().tril(S - T)", "Is the `return` missing?"),
+            ("return torch.ones(T, S).tril(S - T) & 1", "not implemented for"),
+            ("while True: T = S", "Is there a loop that never ends?"),
+            ("return torch.ones(T, S).bool().tril()", "this is a classic mistake: queries are aligned with the first keys"),
+            ("return torch.ones(T, S).bool().tril(S - T)", "✓ attention.causal_mask: right."),
+        ],
+    ),
+]
 
 
 def free_port() -> int:
@@ -207,21 +234,33 @@ def test_all_cells_of_a_chapter_run(page, lab, chapter, notebook_seconds):
     notebook_seconds[f"{chapter} in JupyterLab"] = time.monotonic() - began
 
 
-def test_an_exercise_is_answered_wrongly_then_rightly(page, lab):
-    "The classic mistake is called by its name; the right answer is called right, and the tally kept beside the reader's notebooks"
-    panel = open_chapter(page, CHAPTERS[0])
-    cell = panel.locator(".jp-CodeCell", has_text=STUB).first
+@pytest.mark.parametrize("chapter, name, arguments, answers", EXERCISES, ids=[row[1] for row in EXERCISES])
+def test_an_exercise_is_answered_wrongly_then_rightly(page, lab, chapter, name, arguments, answers):
+    "Each wrong answer is told what is wrong, the right one is called right, and the tally is kept beside the reader's notebooks"
+    panel = open_chapter(page, chapter)
+    cell = panel.locator(".jp-CodeCell", has_text=f'check("{name}"').first
     cell.scroll_into_view_if_needed()
-    answers = [(ONCE, "classic mistake: a pair is counted once, however often it occurs"), (EVERY, "✓ bigram.count_pairs: right.")]
-    if not cell.locator(".jp-OutputArea-output").count():
-        choose(page, "Run", "Run All Cells")  # where this test runs alone
-    for code, told in answers:
+    for body, told in answers:
+        code = f'{IMPORTS}def mine({arguments}):\n    {body}\ncheck("{name}", mine)'
         cell.locator(".cm-content").click()
         page.keyboard.press("ControlOrMeta+a")
         page.keyboard.insert_text(code)
         page.keyboard.press("Control+Enter")
         cell.locator(".jp-OutputArea-output", has_text=told).wait_for()
-    assert read(lab[0] / "progress.json")["checks"]["bigram.count_pairs"]["state"] == "right"
-    notebook = save(page, lab[0] / CHAPTERS[0])
-    assert any("".join(cell["source"]) == EVERY for cell in notebook["cells"])
-    assert STUB in (lab[0].parent / "nbs" / CHAPTERS[0]).read_text("utf-8") and EVERY.splitlines()[2] not in (lab[0].parent / "nbs" / CHAPTERS[0]).read_text("utf-8")
+    assert read(lab[0] / "progress.json")["checks"][name]["state"] == "right"
+    notebook = save(page, lab[0] / chapter)
+    assert any("".join(cell["source"]) == code for cell in notebook["cells"])
+    assert code not in (lab[0].parent / "nbs" / chapter).read_text("utf-8")
+
+
+def test_the_package_s_answer_is_folded(page, lab):
+    "Below the exercise, until the reader opens it"
+    panel = open_chapter(page, "medium/07_attention.ipynb")
+    folded = panel.locator(".jp-CodeCell.jp-mod-collapsed, .jp-CodeCell:has(.jp-InputPlaceholder)")
+    folded.first.wait_for()
+    assert folded.count() >= 3
+    before = folded.count()
+    placeholder = panel.locator(".jp-InputPlaceholder").first
+    placeholder.scroll_into_view_if_needed()
+    placeholder.click()
+    page.wait_for_function("n => document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-InputPlaceholder').length < n", arg=before)

@@ -320,6 +320,11 @@ def test_readme_is_made_from_the_index(run):
     run(["docs/readme.py", "--check"])
 
 
+def test_every_exercise_has_its_form(run):
+    "A heading, a stub with its check, a fold for each hint of the catalogue, the solution, and the package's answer folded"
+    run(["docs/exercises.py", "--check"])
+
+
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 
 
