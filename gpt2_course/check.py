@@ -9,7 +9,7 @@ __all__ = ['REGISTRY', 'MOST', 'EMPTY', 'SECONDS', 'LEVELS', 'Wrong', 'Exercise'
            'with_gradients', 'size', 'wrong', 'check', 'hint', 'solution', 'progress']
 
 # %% ../nbs/reference/check.ipynb #imports
-import contextlib, copy, dis, functools, importlib, inspect, itertools, linecache, pkgutil, random
+import contextlib, copy, dis, importlib, inspect, itertools, linecache, pkgutil, random
 import signal, sys, textwrap, threading
 from dataclasses import dataclass, field
 from datetime import date
@@ -77,7 +77,7 @@ def find(
 
 def load_all():
     "Import every module of gpt2_course.exercises: one for each chapter"
-    import gpt2_course.exercises as catalogue
+    catalogue = importlib.import_module("gpt2_course.exercises")
     for module in pkgutil.iter_modules(catalogue.__path__):
         importlib.import_module(f"gpt2_course.exercises.{module.name}")
 
@@ -277,7 +277,7 @@ def judge(
         if w.error is not None: raise w.error # a fault of ours
     close = dict(rtol=e.rtol, atol=e.atol, exact=e.exact)
     faults = [o.error or difference(o.value, w.value, **close) for o, w in zip(outcomes, wanted)]
-    changed = sorted({n for o in outcomes for n in o.changed})
+    changed = [n for n in names if any(n in o.changed for o in outcomes)]
     if not any(faults) and not changed: return with_gradients(e, fn, inputs, names, seed)
     known = explanations(e, inputs, outcomes, names, seed)
     if len(known) == 1:
@@ -312,9 +312,11 @@ def too_slow(e, fn, inputs, outcomes, names, late):
 
 def spoiled(e, changed):
     "The results are right, but an input is no longer what it was"
+    many = len(changed) > 1
     return Verdict("changes", f"✗ {e.name}: the result is right, but your function changes its "
-                   f"input {' and '.join(changed)}. The caller still needs it: make a new value, as "
-                   "x = x + y does, where x += y writes into the old one.")
+                   f"input{'s' * many} {' and '.join(changed)}. The caller still needs "
+                   f"{'them' if many else 'it'}: make a new value, as x = x + y does, where "
+                   "x += y writes into the old one.")
 
 def with_gradients(e, fn, inputs, names, seed):
     "The results are right; where the task is a piece of a network, gradients have to be, too"
@@ -336,8 +338,8 @@ def size(x) -> int: # numbers and letters in a value, to find the smallest input
     if isinstance(x, (str, bytes)): return len(x)
     if isinstance(x, dict): return sum(size(v) for v in x.values())
     if isinstance(x, (list, tuple)): return sum(map(size, x))
-    found = numbers(x)
-    return 1 if found is None else found.size
+    array = numbers(x)
+    return 1 if array is None else array.size
 
 def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
     "The verdict on a result that no mistake of the catalogue explains"
@@ -410,8 +412,8 @@ def progress():
         state = tally.get(e.name, {}).get("state", "open")
         chapters.setdefault(e.chapter, []).append(state)
     levels = {}
-    for level, numbers in LEVELS.items():
-        mine = {c: states for c, states in sorted(chapters.items()) if int(c) in numbers}
+    for level, own in LEVELS.items():
+        mine = {c: states for c, states in sorted(chapters.items()) if int(c) in own}
         states = [s for all in mine.values() for s in all]
         levels[level] = states.count("right"), len(states)
         print(f"{level}: {states.count('right')} of {len(states)}")

@@ -21,6 +21,7 @@ def numbers(
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    if isinstance(x, range): x = list(x)
     if isinstance(x, (list, tuple)) and any(isinstance(i, torch.Tensor) for i in x):
         x = [numbers(i) for i in x]
     if isinstance(x, (str, bytes, dict, set)) or x is None: return None
@@ -63,6 +64,7 @@ def _written(x):
         return f"({inside},)" if len(x) == 1 else f"({inside})"
     if type(x) is dict:
         return "{" + ", ".join(f"{k!r}: {_written(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, torch.nn.Module): return type(x).__name__
     return repr(x)
 
 # %% ../nbs/reference/compare.ipynb #difference
@@ -81,6 +83,7 @@ def difference(
         return array_difference(got, want, rtol, atol, at, exact)
     if isinstance(want, (list, tuple)):
         if isinstance(got, (torch.Tensor, np.ndarray)) and got.ndim > 0: got = got.tolist()
+        if isinstance(got, range): got = list(got)
         if not isinstance(got, (list, tuple)): return f"it gives {kind(got)}{at}, not {kind(want)}"
         if len(got) != len(want): return f"it gives {counted(len(got), 'item')}{at}, not {len(want)}"
         found = (difference(g, w, where=f"{where}[{i}]", **inner)
@@ -124,7 +127,7 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if right is None: # an array of strings or objects
         same = isinstance(got, np.ndarray) and np.array_equal(got, want)
         return None if same else f"it gives {short(got)}{at}, where {short(want)} is right"
-    scalar = not isinstance(got, (torch.Tensor, np.ndarray, list, tuple)) and right.ndim
+    scalar = not isinstance(got, (torch.Tensor, np.ndarray, list, tuple, range)) and right.ndim
     if mine is None or scalar: return f"it gives {kind(got)}{at}, not {kind(want)} of numbers"
     if mine.shape != right.shape: return f"it gives the shape {mine.shape}{at}, not {right.shape}"
     if not mine.size and not exact: return None

@@ -253,6 +253,8 @@ def test_two_mistakes_that_explain_alike_are_not_named(monkeypatch):
         (2**62 + 1, 2**62, "is right"),
         (torch.tensor([2**62 + 1]), torch.tensor([2**62]), "1 of 1 entries differs"),
         (torch.ones(2, dtype=torch.bfloat16), torch.ones(2), None),
+        (range(3), torch.tensor([0, 1, 2]), None),
+        (range(3), [0, 1, 2], None),
         (np.array([]), torch.zeros(0, dtype=torch.long), None),
     ],
 )
