@@ -163,9 +163,10 @@ def run(
             empty = value is None or value is Ellipsis
             if e.read is not None and not empty: value = e.read(value, *mine)
         except (Exception, SystemExit) as error: return Outcome(error=error)
-    changed = tuple(n for n, a, b in zip(names, args, mine) if not unchanged(a, b))
-    if e.changes: value = value, {n: b for n, b in zip(names, mine) if n in e.changes}
-    return Outcome(value, None, tuple(n for n in changed if n not in e.changes))
+    ours = names_of(e, answer(e.name), len(args)) # `changes` speaks of the package's names
+    if e.changes: value = value, {n: b for n, b in zip(ours, mine) if n in e.changes}
+    return Outcome(value, None, tuple(n for n, own, a, b in zip(names, ours, args, mine)
+                                      if own not in e.changes and not unchanged(a, b)))
 
 # %% ../nbs/reference/check.ipynb #names
 def names_of(

@@ -141,9 +141,9 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if same.all(): return None
     i, wrong = tuple(map(int, np.argwhere(~same)[0])), int((~same).sum())
     verb = "differs" if wrong == 1 else "differ"
-    first = f"the first{at} is {list(i)}: " if i else ""
-    found = f"{first}{short(mine[i].item())}, where {short(right[i].item())} is right"
-    return f"{wrong} of {same.size} entries {verb}; {found}" if i else f"it gives {found}"
+    said = f"{short(mine[i].item())}, where {short(right[i].item())} is right"
+    if not i: return f"it gives {said}"
+    return f"{wrong} of {same.size} entries{at} {verb}; the first is {list(i)}: {said}"
 
 # %% ../nbs/reference/compare.ipynb #unchanged
 def unchanged(
