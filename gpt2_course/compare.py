@@ -78,6 +78,8 @@ def difference(
     "Where two results differ first"
     at = f" at {where}" if where else ""
     inner = dict(rtol=rtol, atol=atol, exact=exact)
+    if isinstance(got, torch.nn.Module) and isinstance(want, torch.nn.Module):
+        got, want = dict(got.state_dict()), dict(want.state_dict())
     if exact and type(got) is not type(want): return f"it gives {kind(got)}{at}, not {kind(want)}"
     if isinstance(want, (torch.Tensor, np.ndarray)):
         return array_difference(got, want, rtol, atol, at, exact)
@@ -166,7 +168,9 @@ def unchanged(
     if isinstance(before, (set, frozenset, bytearray)): return before == after
     if is_dataclass(before) and not isinstance(before, type):
         return all(unchanged(getattr(before, f.name), getattr(after, f.name)) for f in fields(before))
-    return True # numbers and strings cannot be changed; generators and files change by being used
+    if before is None or isinstance(before, (bool, int, float, complex, str, bytes, np.generic)):
+        return type(before) is type(after) and bool(before == after or before != before)
+    return True # generators and files change by being used
 
 # %% ../nbs/reference/compare.ipynb #gradients
 def with_gradient(x, name, leaves):
