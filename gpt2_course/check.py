@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REGISTRY', 'MOST', 'EMPTY', 'SECONDS', 'LEVELS', 'Wrong', 'Exercise', 'register', 'find', 'load_all', 'answer',
            'TimeUp', 'within', 'guarded', 'Outcome', 'run', 'names_of', 'described', 'is_stub', 'place', 'Verdict',
-           'agree', 'explanations', 'judge', 'untouched', 'is_empty', 'not_attempted', 'too_slow', 'spoiled',
-           'with_gradients', 'size', 'wrong', 'check', 'hint', 'solution', 'progress']
+           'agree', 'explanations', 'judge', 'untouched', 'empty', 'is_empty', 'not_attempted', 'forgotten', 'too_slow',
+           'spoiled', 'with_gradients', 'size', 'wrong', 'check', 'hint', 'solution', 'progress']
 
 # %% ../nbs/reference/check.ipynb #imports
 import contextlib, copy, dis, importlib, inspect, itertools, linecache, pkgutil, random
@@ -271,11 +271,12 @@ def judge(
     try: within(SECONDS, lambda: outcomes.extend(
         run(e, fn, args, names, seed) for args in inputs))
     except TimeUp as late: return too_slow(e, fn, inputs, outcomes, names, late)
-    if is_empty(outcomes) or all(untouched(o.error) for o in outcomes):
-        return not_attempted(e, fn, outcomes)
     wanted = [run(e, e.oracle, args, names, seed) for args in inputs]
     for w in wanted:
         if w.error is not None: raise w.error # a fault of ours
+    if all(untouched(o.error) for o in outcomes) or is_empty(outcomes) and is_stub(fn):
+        return not_attempted(e)
+    if is_empty(outcomes) and not any(empty(w.value) for w in wanted): return forgotten(e)
     close = dict(rtol=e.rtol, atol=e.atol, exact=e.exact)
     faults = [o.error or difference(o.value, w.value, **close) for o, w in zip(outcomes, wanted)]
     changed = [n for n in names if any(n in o.changed for o in outcomes)]
@@ -291,18 +292,20 @@ def judge(
 def untouched(error) -> bool: # a bare `raise NotImplementedError`; PyTorch's come with a message
     return isinstance(error, NotImplementedError) and not error.args
 
-def is_empty(outcomes) -> bool: # whether nothing ever came back
-    nothing = lambda v: v is None or v is Ellipsis or (
-        type(v) is tuple and len(v) == 2 and nothing(v[0]) and isinstance(v[1], dict))
-    return all(o.error is None and nothing(o.value) for o in outcomes)
+def empty(value) -> bool: # whether a function gave nothing, beside what it changed
+    changed = type(value) is tuple and len(value) == 2 and isinstance(value[1], dict)
+    return value is None or value is Ellipsis or changed and empty(value[0])
 
-def not_attempted(e, fn, outcomes):
-    "A stub, or a forgotten return"
-    if is_empty(outcomes) and not is_stub(fn):
-        return Verdict("nothing", f"✗ {e.name}: your function computes something and returns "
-                       "nothing. Is the `return` missing?")
+def is_empty(outcomes) -> bool: # whether nothing ever came back
+    return all(o.error is None and empty(o.value) for o in outcomes)
+
+def not_attempted(e):
     return Verdict("open", f"○ {e.name}: not attempted yet. {e.task} Run this cell again when "
                    f"you have; hint({e.name!r}) helps.")
+
+def forgotten(e):
+    return Verdict("nothing", f"✗ {e.name}: your function computes something and returns nothing. "
+                   "Is the `return` missing?")
 
 def too_slow(e, fn, inputs, outcomes, names, late):
     "An endless loop, or nearly one"
@@ -355,7 +358,7 @@ def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
         said = "it calls exit()" if left else f"{kind(faults[i])[2:].strip()}: {clip(str(faults[i]), 300)}"
         return Verdict("raised", f"✗ {e.name}: raised{f' in {at}' if at else ''}, for {given}:\n"
                        f"    {said}\n  {helps}")
-    if outcomes[i].value is None:
+    if empty(outcomes[i].value):
         return Verdict("differs", f"✗ {e.name}: it returns nothing for {given}. Is there a way "
                        f"through your function without a `return`?\n  {helps}")
     lines = [f"✗ {e.name}: wrong for {given}: {faults[i]}"]
