@@ -1,5 +1,5 @@
-"""The catalogue of chapter 00 and its answers: what knowing nothing costs, how many tokens a step
-reads, and how probabilities follow from scores, with the classic mistakes and their names."""
+"""The catalogue of chapter 00 and its answers: what knowing nothing costs and how many tokens a
+step reads, with the classic mistakes and their names."""
 
 import math
 
