@@ -444,7 +444,9 @@ def code_length(
     if not callable(step):
         raise ValueError(f"your function has to return a function, not {step!r:.60}")
     for i, (before, token) in enumerate(zip([None, *ids], ids)):
-        logits = np.array(torch.as_tensor(step(before)).detach(), dtype=np.float64)
+        found = step(before)
+        if found is None: raise ValueError("step returned nothing: is its return missing?")
+        logits = np.array(torch.as_tensor(found).detach(), dtype=np.float64)
         if logits.shape != (V,):
             raise ValueError(f"step has to return {V} logits; the shape is {logits.shape}")
         if not np.isfinite(logits).all():
