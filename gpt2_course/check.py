@@ -332,9 +332,11 @@ def with_gradients(e, fn, inputs, names, seed):
         except (Exception, SystemExit, TimeUp) as error:
             found = f"the backward pass raises {type(error).__name__}: {clip(str(error), 200)}"
         if found:
-            return Verdict("gradient", f"✗ {e.name}: the numbers are right, but {found}. What "
-                           "stands below it in a network could not learn. Do not use .detach(), "
-                           ".numpy(), .item() or torch.no_grad() on the way.")
+            lost = found.startswith(("no gradient", "the backward"))
+            advice = (" Do not use .detach(), .numpy(), .item() or torch.no_grad() on the way."
+                      if lost else "")
+            return Verdict("gradient", f"✗ {e.name}: the values are right, but "
+                           f"{found.rstrip('.')}. Layers below it could not learn.{advice}")
     return Verdict("right", f"✓ {e.name}: right.")
 
 # %% ../nbs/reference/check.ipynb #wrong
