@@ -22,7 +22,7 @@ def count_pairs(
 
 
 def count_inputs(seed):
-    "Texts: random, a tune, tokens that never come, two tokens, and pairs that come 70,000 times"
+    "Random text, a tune, tokens that never occur, two tokens, and a pair that occurs 70,000 times"
     rng = np.random.default_rng(seed)
     tune = np.array([0, 1, 2] * 4)
     return [(rng.integers(0, 4, 40), 4), (tune, 3), (np.ones(7, int), 2), (np.array([0, 2]), 3),
@@ -34,7 +34,7 @@ def count_python(ids, V):
     return np.array([[seen[a, b] for b in range(V)] for a in range(V)])
 
 def count_at_once(ids, V):
-    "NumPy writes each place once, however often it is named"
+    "NumPy writes each entry once, however often its index occurs"
     counts = np.zeros((V, V), int)
     counts[ids[:-1], ids[1:]] += 1
     return counts
@@ -52,15 +52,15 @@ register(Exercise(
     "came right after token a.", inputs=count_inputs, oracle=count_python,
     package="gpt2_course.exercises.bigram:count_pairs",
     wrongs=(
-        Wrong("rows and columns are exchanged", change(lambda n: n.T),
+        Wrong("rows and columns are swapped", change(lambda n: n.T),
               "Row a then says what came before a: the model would write backwards."),
         Wrong("a pair is counted once, however often it occurs", count_at_once,
-              "With arrays of indices, counts[a, b] += 1 adds one to each place only once. "
+              "With arrays of indices, counts[a, b] += 1 adds one to each entry only once. "
               "np.add.at, or a loop, adds every time."),
         Wrong("the last token is followed by the first",
               lambda ids, V: count_python(np.append(ids, ids[0]), V),
-              "np.roll, or ids[i - 1] at i = 0, closes the text to a ring: one pair too many, "
-              "which nobody wrote."),
+              "np.roll, or ids[i - 1] at i = 0, closes the text into a ring, which adds a pair "
+              "that is not in the text."),
         Wrong("the last pair is forgotten", lambda ids, V: count_python(ids[:-1], V),
               "n tokens make n - 1 pairs; the range ends one too early."),
         Wrong("the first pair is forgotten", lambda ids, V: count_python(ids[1:], V),
@@ -72,16 +72,16 @@ register(Exercise(
               "all the same: another text will ask for it. Use the argument V."),
         Wrong("the counts are uint8, which overflow",
               change(lambda n: (n % 256).astype(np.uint8)),
-              "After 255 comes 0 again, without an error. Common pairs come thousands of times: "
-              "np.zeros((V, V), int)."),
+              "After 255 the count wraps around to 0, without an error. Common pairs occur "
+              "thousands of times: use np.zeros((V, V), int)."),
         Wrong("the counts are floating-point numbers", change(lambda n: n.astype(float)),
-              "np.zeros((V, V)) makes floating-point numbers; counts are whole: "
+              "np.zeros((V, V)) makes floating-point numbers, but counts are integers: use "
               "np.zeros((V, V), int). In float32, adding one has no effect from 16,777,216 on."),
         Wrong("each pair is counted in both directions", change(lambda n: n + n.T),
               "Which token comes first matters: after q comes u, but after u hardly ever q."),
         Wrong("all counts are one too high", change(lambda n: n + 1),
-              "The table must begin with zeros. To add something to every count is smoothing, and "
-              "comes later."),
+              "The table must begin with zeros. Adding something to every count is smoothing, "
+              "which comes later."),
         Wrong("the counts are divided by their row's sum",
               change(lambda n: divide(n, n.sum(1, keepdims=True))),
               "Those are probabilities. Keep the counts: a row that was seen twice and one that "
@@ -128,27 +128,27 @@ register(Exercise(
     wrongs=(
         Wrong("the smoothing is added after dividing",
               lambda m, a, b: m.count(a, b) / np.maximum(m.n_first[a], 1) + m.k * m.p_one[b],
-              "A row then sums to 1 + k: it is no distribution, and the loss is too good."),
+              "A row then sums to 1 + k, so it is not a distribution, and the loss is too low."),
         Wrong("k is missing from the denominator",
               lambda m, a, b: divide(m.count(a, b) + m.k * m.p_one[b], m.n_first[a]),
-              "What is added above the line must be added below it, or the row sums to more than "
-              "one."),
+              "What is added to the numerator must be added to the denominator, or the row sums to "
+              "more than one."),
         Wrong("k is missing from the numerator: every p(b) has weight one",
               lambda m, a, b: (m.count(a, b) + m.p_one[b]) / (m.n_first[a] + m.k),
               "Over all b, the numerator must add up to n_a + k. It does if p_one[b] is multiplied "
               "by k."),
         Wrong("every token gets k, not k times its frequency",
               lambda m, a, b: (m.count(a, b) + m.k) / (m.n_first[a] + m.k),
-              "V tokens get k each, but below the line k is added only once: the row sums to more "
+              "V tokens get k each, but the denominator gets k only once: the row sums to more "
               "than one."),
-        Wrong("k is added V times below the line",
+        Wrong("k is added V times to the denominator",
               lambda m, a, b: (m.count(a, b) + m.k * m.p_one[b]) / (m.n_first[a] + m.k * m.V),
-              "That belongs to another smoothing, where every token gets k. Here all tokens share "
-              "one k, so it is added once."),
-        Wrong("every token gets k, and k is added V times below the line",
+              "That belongs to another kind of smoothing, where every token gets k. Here all "
+              "tokens share one k, so it is added once."),
+        Wrong("every token gets k, and k is added V times to the denominator",
               lambda m, a, b: (m.count(a, b) + m.k) / (m.n_first[a] + m.k * m.V),
-              "This is Laplace's smoothing, a distribution too. But it trusts all tokens alike, "
-              "where ours prefers the frequent ones: use p_one."),
+              "This is Laplace's smoothing, which gives a distribution too. But it treats all "
+              "tokens alike, whereas ours prefers the frequent ones: use p_one."),
         Wrong("the overall frequency is that of a, not of b",
               lambda m, a, b: (m.count(a, b) + m.k * m.p_one[a]) / (m.n_first[a] + m.k),
               "The row of a is a distribution over what comes next, and that is b: p_one[b]."),
@@ -158,8 +158,8 @@ register(Exercise(
               "b, the row does not sum to one."),
         Wrong("the counts are divided by those of the whole text",
               lambda m, a, b: (m.count(a, b) + m.k * m.p_one[b]) / (m.n_first.sum() + m.k),
-              "That is how probable the pair is among all pairs. p(b | a) knows a already: divide "
-              "by the pairs that begin with a, n_first[a]."),
+              "That is how probable the pair is among all pairs. In p(b | a) the first token is "
+              "known: divide by the number of pairs that begin with a, n_first[a]."),
         Wrong("the pair is looked up the wrong way round",
               lambda m, a, b: (m.count(b, a) + m.k * m.p_one[b]) / (m.n_first[a] + m.k),
               "model.count(a, b) is how often b came after a: a is first, in the text and in the "
@@ -172,8 +172,9 @@ register(Exercise(
               "The weight of the overall frequencies is model.k, which differs from model to "
               "model.")),
     hints=("Without smoothing: the count of the pair over the count of its first token.",
-           "The row borrows weight k in all, shared out by p_one: add k * p_one[b] above the line.",
-           "Then k itself goes below: model.n_first[a] + model.k.")))
+           "The smoothing has weight k in all, distributed by p_one: add k * p_one[b] to the "
+           "numerator.",
+           "The denominator then gets k itself: model.n_first[a] + model.k.")))
 
 
 def loss_inputs(seed):
@@ -202,18 +203,18 @@ register(Exercise(
     inputs=loss_inputs, oracle=loss_python, package="gpt2_course.bigram:Bigram.loss",
     wrongs=(
         Wrong("the logarithm has base 2", lambda m, ids: loss_python(m, ids) / math.log(2),
-              "That is bits; this course, like PyTorch, uses nats. With base 2, ln V would no "
-              "longer be the loss of knowing nothing."),
+              "The result is then in bits; this course, like PyTorch, uses nats. With base 2, a "
+              "model that knows nothing would no longer have the loss ln V."),
         Wrong("the logarithm has base 10", lambda m, ids: loss_python(m, ids) / math.log(10),
               "np.log is the natural logarithm. With np.log10 every loss is 2.3 times too small."),
         Wrong("the logarithm of the mean is taken, not the mean of the logarithms",
               lambda m, ids: -math.log(probs(m, ids).mean()),
               "The probabilities of a text multiply, so their logarithms add. One impossible token "
-              "should ruin the loss; here it hides."),
+              "should ruin the loss; here it goes unnoticed."),
         Wrong("the probabilities are multiplied first, and their product underflows to zero",
               log_of_product,
-              "The product of 3,000 probabilities is smaller than any floating-point number, so "
-              "it becomes 0, and the loss infinite. Take logarithms first, and add them."),
+              "The product of 3,000 probabilities is smaller than any floating-point number, so it "
+              "becomes 0, and the loss is infinite. Take logarithms first, and add them."),
         Wrong("the product of the probabilities is zero, and math.log refuses it",
               lambda m, ids: -math.log(math.prod(probs(m, ids))) / (len(ids) - 1),
               "The product of 3,000 probabilities is smaller than any floating-point number. Take "
@@ -221,29 +222,30 @@ register(Exercise(
         Wrong("no logarithm is taken", lambda m, ids: 1 - probs(m, ids).mean(),
               "The surprise at a token is -log p, not 1 - p: a token of probability one in a "
               "million must cost far more than one of probability one in ten."),
-        Wrong("this is the mean probability", lambda m, ids: probs(m, ids).mean(),
-              "The loss is the mean of -log p: a probability of one costs nothing, a small one "
-              "costs much."),
+        Wrong("the result is the mean probability", lambda m, ids: probs(m, ids).mean(),
+              "The loss is the mean of -log p: a probability of one costs nothing, and a small one "
+              "costs a lot."),
         Wrong("the direction is wrong: p(a | b)",
               lambda m, ids: loss_python(m, ids[::-1]),
               "model.prob(a, b) is about b after a: hand it ids[:-1] first, then ids[1:]."),
-        Wrong("each token is asked for itself",
+        Wrong("the probability of each token after itself is taken",
               lambda m, ids: -np.log(m.prob(ids, ids)).mean(),
               "p(a | a) is how probable a repetition is. The second array must be the successors, "
               "ids[1:]."),
         Wrong("the last token is followed by the first",
               lambda m, ids: -np.log(m.prob(ids, np.roll(ids, -1))).mean(),
-              "np.roll closes the text to a ring: a pair too many, which nobody wrote. n tokens "
-              "have n - 1 pairs."),
-        Wrong("the sum is divided by the tokens, not by the pairs",
+              "np.roll closes the text into a ring, which adds a pair that is not in the text. n "
+              "tokens have n - 1 pairs."),
+        Wrong("the sum is divided by the number of tokens, not of pairs",
               lambda m, ids: loss_python(m, ids) * (len(ids) - 1) / len(ids),
-              "n tokens have n - 1 pairs: nothing predicts the first. Divided by n, the loss is a "
-              "little too good."),
+              "n tokens have n - 1 pairs: the first token is never predicted. Divided by n, the "
+              "loss is a little too low."),
         Wrong("the losses are summed, not averaged",
               lambda m, ids: loss_python(m, ids) * (len(ids) - 1),
               "A longer text then has a larger loss, and two texts cannot be compared."),
-        Wrong("this is the perplexity", lambda m, ids: math.exp(loss_python(m, ids)),
-              "The perplexity is the exponential of the loss; here the loss itself is asked for."),
+        Wrong("the result is the perplexity, not the loss",
+              lambda m, ids: math.exp(loss_python(m, ids)),
+              "The perplexity is the exponential of the loss; the task asks for the loss itself."),
         Wrong("the minus sign is missing", lambda m, ids: -loss_python(m, ids),
               "Logarithms of probabilities are negative. A model that minimises this learns to be "
               "as wrong as possible.")),

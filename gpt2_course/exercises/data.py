@@ -66,35 +66,36 @@ register(Exercise(
         Wrong("the target is the input itself", change(lambda x, y: (x, x)),
               "The model learns to copy: its loss falls to zero within minutes, and it has learned "
               "nothing."),
-        Wrong("inputs and targets are exchanged", change(lambda x, y: (y, x)),
+        Wrong("inputs and targets are swapped", change(lambda x, y: (y, x)),
               "Each position is then asked for the token before it, which it already sees as part "
-              "of its past: the loss is far too good, and the text is noise."),
+              "of its past: the loss is far too low, and the generated text is noise."),
         Wrong("the last token of each window is dropped",
               change(lambda x, y: (x[:, :-1], y[:, :-1])),
-              "A window has T + 1 tokens in order to give T examples, not T - 1: one T-th of the "
-              "text is never predicted."),
+              "A window has T + 1 tokens in order to give T examples, not T - 1: one token in T is "
+              "never predicted."),
         Wrong("each window has one target, not one at every position",
               change(lambda x, y: (x, y[:, -1])),
               "A language model predicts the next token at all T positions at once. With one "
-              "target per window it learns from one T-th of the text."),
+              "target per window it learns from only one token in T."),
         Wrong("x keeps all T + 1 tokens",
               change(lambda x, y: (torch.cat([x, y[:, -1:]], 1), y)),
               "The last token of a window is a target only: it has no successor in the window. "
               "Inputs and targets need the same shape."),
-        Wrong("a window exactly at the border is taken from the shard before",
+        Wrong("a window exactly at a border is taken from the previous shard",
               rows_found(shard_left),
               "A window that starts at ends[s] is the first of shard s + 1. np.searchsorted finds "
               "that with side='right'; its default is 'left'."),
         Wrong("offsets count from the start of the stream, not of the shard",
               rows_found(shard_right, lambda ends, s: 0),
-              "`starts` are offsets into all shards laid end to end: subtract where the shard "
-              "begins. Otherwise other text is read, or the run crashes."),
+              "`starts` are offsets into all shards laid end to end: subtract the place where the "
+              "shard begins. Otherwise the wrong text is read, or the run crashes."),
         Wrong("the end of the shard is subtracted, not its beginning",
               rows_found(shard_right, lambda ends, s: ends[s]),
-              "The place within the shard becomes negative, and NumPy counts it from the back: "
-              "other text, and no error. A shard begins where the one before it ends."),
+              "The offset within the shard becomes negative, and NumPy counts it from the end: the "
+              "wrong text is read, and no error is raised. A shard begins where the one before it "
+              "ends."),
         Wrong("all windows are taken from the first shard", rows_found(lambda ends, start: 0),
-              "Find the shard of each window first: it is the first one whose end lies behind the "
+              "Find the shard of each window first: it is the first one whose end lies beyond the "
               "start of the window."),
         Wrong("the rows come in the order of the shards", rows_by_shard,
               "Row b must come from starts[b]. Otherwise two runs that should be equal are not, "
@@ -103,18 +104,18 @@ register(Exercise(
               lambda views, ends, starts: rows_plain(views, ends, np.sort(starts)),
               "Row b must come from starts[b]: the order of `starts` is the shuffled order in "
               "which the run reads."),
-        Wrong("the tokens stay uint16, as they lie in the shard",
+        Wrong("the tokens stay uint16, as they are stored in the shard",
               change(lambda x, y: (x.to(torch.uint16), y.to(torch.uint16))),
-              "That type saves space on disk. An embedding and the loss want int64, and PyTorch "
-              "computes almost nothing with uint16."),
+              "That type saves space on disk. An embedding and the loss need int64, and PyTorch "
+              "supports hardly any operation on uint16."),
         Wrong("the tokens are int32", change(lambda x, y: (x.int(), y.int())),
               "An embedding accepts int32 inputs, but the cross-entropy wants int64 targets and "
               "raises an error: use .astype(np.int64) or .long()."),
         Wrong("the tokens are floating-point numbers", change(lambda x, y: (x.float(), y.float())),
               "Tokens are indices into a table. torch.Tensor(...) and np.empty(...) make "
-              "floating-point numbers unless they are told the type.")),
+              "floating-point numbers unless they are given a dtype.")),
     hints=("np.searchsorted(ends, starts, side='right') says in which shard each window lies.",
-           "A window's place within its shard is its start minus the end of the shard before.",
+           "A window's offset within its shard is its start minus the end of the previous shard.",
            "Fill an int64 array of shape (B, T + 1), shard by shard with a boolean index; then "
            "x = both[:, :-1] and y = both[:, 1:], as tensors.")))
 
@@ -158,13 +159,13 @@ register(Exercise(
     inputs=starts_inputs, oracle=starts_plain, package="gpt2_course.data:epoch_starts", exact=True,
     wrongs=(
         Wrong("windows straddle two shards", mistaken(one_stream=True),
-              "The end of one shard is continued by the beginning of another: a jump that the text "
-              "never makes, and a read past the end of a memory map."),
+              "The end of one shard is then followed by the beginning of another: a jump that the "
+              "text never makes, and a read past the end of a memory map."),
         Wrong("a window is given T tokens, not T + 1", mistaken(need=0),
               "Where T divides the shard's length, the last window's last target lies outside the "
               "shard: the number of windows is (n - 1) // T."),
         Wrong("the offsets begin at 0 again in each shard", mistaken(bases=False),
-              "All shards are laid end to end: add the lengths of the shards before. Otherwise "
+              "All shards are laid end to end: add the lengths of the earlier shards. Otherwise "
               "only the first shard is read."),
         Wrong("a window starts at every token, not at every T-th", mistaken(step=1),
               "Neighbouring windows share one token only. A window for every token reads the text "
@@ -177,20 +178,20 @@ register(Exercise(
               "In every epoch the same words stand at the same positions of a window, and the end "
               "of each shard is never read."),
         Wrong("the largest phase is never drawn", mistaken(last=0),
-              "rng.integers leaves out its upper end: rng.integers(slack + 1) draws 0 to slack. "
+              "rng.integers excludes its upper bound: rng.integers(slack + 1) draws 0 to slack. "
               "rng.integers(0), for a shard without slack, is an error."),
         Wrong("a shard that is too short for a window draws no phase", mistaken(short=False),
               "Every shard draws, in order, even if it has no window. Otherwise the generator "
               "gives other numbers from there on, and two programs disagree."),
         Wrong("windows are drawn with replacement", mistaken(draw="integers"),
               "In an epoch's worth of steps more than a third of the text is not read, and other "
-              "parts are read several times: take rng.permutation."),
+              "parts are read several times: use rng.permutation."),
         Wrong("the windows are not shuffled", mistaken(draw=""),
               "Read front to back, the loss rises and falls with the plays, and neighbouring rows "
-              "of a batch are alike: take rng.permutation of all starts."),
+              "of a batch are alike: use rng.permutation on all starts."),
         Wrong("each shard is shuffled by itself", mistaken(draw="in each shard"),
-              "The shards still come one after the other, and with them the waves in the loss: one "
-              "permutation of all starts, at the end."),
+              "The shards still come one after the other, and with them the waves in the loss: "
+              "draw one permutation of all starts, at the end."),
         Wrong("every epoch has the order of the first", mistaken(use_epoch=False),
               "The generator must be seeded with the seed and the epoch. Otherwise the model meets "
               "the same batches in the same order in every epoch."),
@@ -199,10 +200,10 @@ register(Exercise(
         Wrong('order "sequential" is shuffled as well', mistaken(always=("shuffle",)),
               'Only "epochs" is shuffled; "sequential" is front to back, as its name says.'),
         Wrong("the offsets are floating-point numbers", mistaken(dtype=np.float64),
-              "np.array([]) and np.zeros(w) hold floating-point numbers, and so does all that is "
-              "concatenated with them. Offsets are indices: begin with an empty list."),
+              "np.array([]) and np.zeros(w) hold floating-point numbers, and so does everything "
+              "that is concatenated with them. Offsets are indices: begin with an empty list."),
         Wrong("the offsets are int32", mistaken(dtype=np.int32),
-              "A corpus of ten billion tokens has offsets above 2**31 - 1, where int32 ends.")),
+              "A corpus of ten billion tokens has offsets above 2**31 - 1, the largest int32.")),
     hints=("A window needs T + 1 tokens, and neighbours overlap by one: (n - 1) // T fit.",
            "Those windows cover w * T + 1 tokens; the phase is drawn from the tokens left over, "
            "0 to slack inclusive: rng.integers(slack + 1), once for each shard, in order.",
@@ -224,34 +225,34 @@ def share_inputs(seed):
             (position, 1, 4, 5)]
 
 register(Exercise(
-    "data.share", "02", "The numbers of this rank's next B windows (an array), and the position "
-    "after the step (an int): of every world x B windows, rank r takes the r-th B.",
+    "data.share", "02", "The indices of this rank's next B windows (an array), and the position "
+    "after the step (an int): of every world x B windows, rank r takes the r-th group of B.",
     inputs=share_inputs, oracle=deal, package="gpt2_course.data:share",
     wrongs=(
         Wrong("all ranks read the same windows",
               lambda p, B, rank, world: (p + np.arange(B), p + world * B),
-              "Eight GPUs compute one gradient eight times: no error, no speed, and most of the "
-              "text is skipped."),
+              "Eight GPUs compute one gradient eight times: no error is raised, no time is saved, "
+              "and most of the text is skipped."),
         Wrong("the position moves by B, not by world x B",
               lambda p, B, rank, world: (p + rank * B + np.arange(B), p + B),
-              "Each rank then reads what its neighbour has read a step before: every window is "
-              "seen `world` times per epoch."),
+              "Each rank then reads what its neighbour read one step earlier: every window is seen "
+              "`world` times per epoch."),
         Wrong("the position is the end of this rank's share, not of the step",
               lambda p, B, rank, world: (p + rank * B + np.arange(B), p + (rank + 1) * B),
               "All ranks must agree on the position, or they take overlapping shares in the next "
               "step. It moves by world * B on every rank."),
         Wrong("the position does not move",
               lambda p, B, rank, world: (p + rank * B + np.arange(B), p),
-              "Every step would read the same batch again: the loss falls fast, and the model "
+              "Every step then reads the same batch again: the loss falls fast, and the model "
               "learns one batch by heart."),
-        Wrong("the position is forgotten in the numbers",
+        Wrong("the position is left out of the indices",
               lambda p, B, rank, world: (rank * B + np.arange(B), p + world * B),
-              "The numbers continue from `position`. Without it every step reads the first "
-              "windows of the epoch."),
+              "The indices continue from `position`. Without it every step reads the first windows "
+              "of the epoch."),
         Wrong("ranks are counted from 1",
               lambda p, B, rank, world: (p + (rank - 1) * B + np.arange(B), p + world * B),
               "The first rank is 0 and takes the first B windows. Here it would take those that "
-              "the step before has read."),
+              "the previous step has read."),
         Wrong("a rank begins one window after its neighbour, not B",
               lambda p, B, rank, world: (p + rank + np.arange(B), p + world * B),
               "The ranks' batches overlap in all but one row, and the last windows of each step "
@@ -264,9 +265,9 @@ register(Exercise(
               lambda p, B, rank, world: (p + rank + world * np.arange(B), p + world * B),
               "The union is right, but the ranks' batches laid end to end are not one process's "
               "batch, so the two cannot be compared row by row."),
-        Wrong("the numbers are all those of the step, not this rank's",
+        Wrong("the indices are all those of the step, not this rank's",
               lambda p, B, rank, world: (p + np.arange(world * B), p + world * B),
-              "Every rank would compute the whole batch. Its share is B of the world * B numbers, "
+              "Every rank would compute the whole batch. Its share is B of the world * B indices, "
               "from rank * B on.")),
     hints=("One step uses world * B windows, starting at `position`. Draw them as a row of boxes.",
            "Rank 0 takes the first B boxes, rank 1 the next B: where does rank r begin?",

@@ -40,16 +40,17 @@ register(Exercise(
         Wrong("the logarithm has base 10", lambda V: math.log10(V),
               "The loss is defined with the natural logarithm, `math.log`. With base 10 it is 2.3 "
               "times too small, and a model that knows nothing would look trained."),
-        Wrong("this is the probability, not the surprise", lambda V: 1 / V,
+        Wrong("the result is the probability, not the surprise", lambda V: 1 / V,
               "1/V is the probability of each token. The surprise is minus the logarithm of that "
               "probability."),
         Wrong("the sign is wrong", lambda V: -math.log(V),
               "A probability is below 1, so its logarithm is below 0. The surprise is minus this "
-              "logarithm, and so it is above 0."),
-        Wrong("this is the chance of a wrong guess, not the surprise", lambda V: 1 - 1 / V,
+              "logarithm, so it is above 0."),
+        Wrong("the result is the probability of a wrong guess, not the surprise",
+              lambda V: 1 - 1 / V,
               "The loss asks how small the probability of the right token was: it is minus the "
               "logarithm of 1/V."),
-        Wrong("this is the perplexity, not the loss", lambda V: V,
+        Wrong("the result is the perplexity, not the loss", lambda V: V,
               "A model that chooses blindly among V tokens has the perplexity V. The loss is the "
               "logarithm of the perplexity."),
         Wrong("the surprise is multiplied by the probability", lambda V: math.log(V) / V,
@@ -89,8 +90,9 @@ def step_count(rows, T, passes, processes):
     return int(np.ones((processes, passes, rows, T), np.int8).sum())
 
 register(Exercise(
-    "start.step_tokens", "00", "How many tokens one step of the optimiser learns from, given the "
-    "rows of a micro-batch, the tokens of a row, and the numbers of passes and processes.",
+    "start.step_tokens", "00", "The number of tokens that one step of the optimiser learns from, "
+    "given the rows of a micro-batch, the tokens of a row, and the numbers of passes and "
+    "processes.",
     inputs=step_inputs, oracle=step_count,
     package="gpt2_course.exercises.start:step_tokens",
     wrongs=(
@@ -111,8 +113,8 @@ register(Exercise(
               "row has a next token to learn from."),
         Wrong("one token too many is counted in each row",
               lambda rows, T, passes, world: rows * (T + 1) * passes * world,
-              "A window is block_size + 1 tokens long, but its first token is never predicted: "
-              "block_size of them are learned from."),
+              "A window is block_size + 1 tokens long, but its first token is never predicted: the "
+              "model learns from the other block_size tokens."),
         Wrong("the rows are divided among the processes",
               lambda rows, T, passes, world: rows * T * passes // world,
               "`rows` already belongs to a single process. Each process reads that many, so more "

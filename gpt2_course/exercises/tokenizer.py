@@ -43,13 +43,13 @@ def merge_variant(step=2, most=10**9, order=1, sort=tuple, put=lambda pair, new:
     return fn
 
 def merge_ring(ids, pair, new):
-    "Takes the last token and the first for neighbours"
+    "Treats the last token and the first as neighbours"
     ids = list(ids)
     ring = tuple(ids[-1:] + ids[:1]) == pair and merge_chars(ids[:-1], pair, new)
     return ring + [new] if ring else merge_chars(ids, pair, new)
 
 def merge_blocks(ids, pair, new):
-    "Looks at places 0 and 1, 2 and 3, and so on"
+    "Looks at positions 0 and 1, 2 and 3, and so on"
     cut = [ids[i:i + 2] for i in range(0, len(ids), 2)]
     return [t for two in cut for t in ([new] if tuple(two) == pair else two)]
 
@@ -71,7 +71,7 @@ register(Exercise(
               "A loop that stops one before the end never copies the last token, unless it belongs "
               "to a pair: texts lose their last letter."),
         Wrong("nothing is replaced", lambda ids, pair, new: list(ids),
-              "Do you compare a list with a tuple? They are never equal: [1, 2] == (1, 2) is "
+              "Are you comparing a list with a tuple? They are never equal: [1, 2] == (1, 2) is "
               "False. Compare tuple(ids[i:i + 2]) with the pair."),
         Wrong("the two halves are accepted in either order", merge_variant(sort=sorted),
               "A pair has an order: `th` is not `ht`. decode would turn one into the other."),
@@ -89,10 +89,10 @@ register(Exercise(
               lambda ids, pair, new: [new if p == pair else p[0] for p in zip(ids, ids[1:])],
               "A for loop over zip(ids, ids[1:]) cannot skip the second half after a hit, and it "
               "ends one before the last token. Use `while` and an index of your own."),
-        Wrong("the last token and the first are taken for a pair", merge_ring,
-              "ids[i - 1] at i = 0, or ids[(i + 1) % len(ids)] at the end, closes the text to a "
+        Wrong("the last token and the first are treated as a pair", merge_ring,
+              "ids[i - 1] at i = 0, or ids[(i + 1) % len(ids)] at the end, closes the text into a "
               "ring. The last token has no neighbour on its right."),
-        Wrong("only every second place is looked at", merge_blocks,
+        Wrong("only every second position is checked", merge_blocks,
               "A pair may begin at any index. Move by two only after a hit, otherwise by one.")),
     hints=("You need an index of your own, since you sometimes move by one and sometimes by two.",
            "At index i, look at ids[i] and ids[i + 1], if there is one. A hit appends `new`.",
@@ -159,41 +159,43 @@ def train_inputs(seed):
 reverse = lambda p: (-p[0], -p[1])
 
 register(Exercise(
-    "tokenizer.train_bpe", "01", "The list of merged pairs, most frequent first, ties to the "
-    "smallest pair; the words come from split_words, their bytes from UTF-8, and pair i becomes "
-    "id 256 + i.", inputs=train_inputs, oracle=train_strings,
+    "tokenizer.train_bpe", "01", "The list of merged pairs, most frequent first, with ties broken "
+    "by the smallest pair; the words come from split_words, their bytes from UTF-8, and pair i "
+    "becomes id 256 + i.", inputs=train_inputs, oracle=train_strings,
     package="gpt2_course.tokenizer:train_bpe",
     wrongs=(
-        Wrong("merges cross the borders of words", train_variant(cut=".+"),
-              "The vocabulary fills with ends of words glued to beginnings of the next. Cut the "
-              "text with split_words first."),
+        Wrong("merges cross word boundaries", train_variant(cut=".+"),
+              "The vocabulary fills with ends of words joined to the beginnings of the next. Cut "
+              "the text with split_words first."),
         Wrong("the text is cut with split(), so the spaces are lost", train_variant(cut=r"\S+"),
               "The space before a word belongs to the word. Without it, decode would give back a "
               "text without spaces: use split_words."),
-        Wrong("punctuation and digits are glued to the words", train_variant(cut=r" ?\S+|\s"),
+        Wrong("punctuation and digits are joined to the words", train_variant(cut=r" ?\S+|\s"),
               "`king,` and `king.` would become tokens beside `king`. split_words cuts letters, "
               "digits and punctuation apart, as GPT-2 does."),
         Wrong("the characters are merged, not the bytes of UTF-8",
               train_variant(letters=lambda w: map(ord, w)),
-              "ord gives the number of a character, which may be above 255, where the ids of the "
-              "merges lie. list(word.encode()) gives bytes: the same for ASCII, but two for é."),
+              "ord gives the code point of a character, which may be above 255, where the ids of "
+              "the merges lie. list(word.encode()) gives bytes: the same for ASCII, but two for "
+              "é."),
         Wrong("every distinct word counts once", train_variant(weigh=False),
-              "A word that occurs a thousand times must count a thousand times, or rare names "
-              "take the vocabulary."),
+              "A word that occurs a thousand times must count a thousand times, or rare names fill "
+              "the vocabulary."),
         Wrong("the pairs are counted once and never again", train_variant(recount=False),
               "A merge uses up its neighbours' pairs and makes new ones. Without a new count no "
               "pair contains a merged token, and no token is longer than two bytes."),
         Wrong("a run of equal bytes is counted without overlap",
               train_variant(pairs=count_apart),
               "zip(ids, ids[1:]) finds the pair (a, a) three times in aaaa, and every BPE program "
-              "counts so; str.count finds it twice. Only equal counts give equal tokenizers."),
+              "counts it so; str.count finds it twice. Only equal counts give equal tokenizers."),
         Wrong("the rarest pair is merged, not the most frequent", train_variant(sign=1),
               "With min, the key must begin with minus the count: (-counts[p], p). Merging rare "
               "pairs hardly shortens the text."),
         Wrong("a tie goes to the largest pair", train_variant(tie=reverse),
-              "That makes a tokenizer as good as ours, but another one: two programs must break "
-              "ties alike to agree. Of several pairs with the highest count, take their min."),
-        Wrong("a tie goes to the pair that was met first", train_variant(tie=lambda p: 0),
+              "That gives a tokenizer as good as ours, but a different one: two programs must "
+              "break ties alike to agree. Of several pairs with the highest count, take the "
+              "smallest."),
+        Wrong("a tie goes to the pair that was seen first", train_variant(tie=lambda p: 0),
               "Counter.most_common does so. The merges then depend on the order of the text, and "
               "shuffled documents give another tokenizer."),
         Wrong("it does not stop when no pair is left", train_variant(stop=False),
@@ -279,42 +281,44 @@ def longest_first(word, ranks):
 by_age = lambda ranks: sorted(ranks, key=ranks.get)
 
 register(Exercise(
-    "tokenizer.encode_word", "01", "The tokens of one word, given as bytes: of the pairs that are "
-    "there, join the one learned first, until none is left.", inputs=encode_inputs,
+    "tokenizer.encode_word", "01", "The tokens of one word, given as bytes: of the known pairs in "
+    "it, merge the one learned first, until none is left.", inputs=encode_inputs,
     oracle=encode_tiktoken, package="gpt2_course.tokenizer:encode_word",
     wrongs=(
-        Wrong("the merges go by position, not by age", by_choice(lambda known, rank: known[0]),
+        Wrong("the leftmost pair is merged, not the one learned first",
+              by_choice(lambda known, rank: known[0]),
               "Nothing is lost, so a round trip passes; but these are not the tokens that the "
               "model was trained on. Take the pair with the smallest id first."),
         Wrong("it stops after the first merge",
               by_choice(lambda known, rank: min(known, key=rank), 1),
-              "A merge makes new pairs, which may be merged in turn: put a loop around it."),
-        Wrong("the merge learned last goes first",
+              "A merge makes new pairs, which may be merged in turn: repeat it in a loop."),
+        Wrong("the merge learned last is applied first",
               by_choice(lambda known, rank: max(known, key=rank)),
               "Later merges were learned on text in which the earlier ones had been applied: "
               "take min, not max."),
         Wrong("the longest token that fits is taken", longest_first,
-              "That is the rule of WordPiece, BERT's tokenizer. Byte-pair encoding knows pairs and "
-              "their age, not lengths."),
-        Wrong("a single pass from left to right joins what it meets", one_pass,
+              "That is the rule of WordPiece, BERT's tokenizer. Byte-pair encoding goes by the "
+              "order in which pairs were learned, not by length."),
+        Wrong("a single pass from left to right merges every pair that it meets", one_pass,
               "The pair learned first may stand further right. Search the whole word for it, merge "
               "it, and search again."),
         Wrong("the merges are applied in the order of the pairs, not of their ids",
               merge_in_turn(sorted),
-              "sorted(ranks) sorts by the bytes of the pairs. The age is the id that a pair merges "
-              "to: sorted(ranks, key=ranks.get)."),
-        Wrong("no pair is joined", lambda word, ranks: list(word),
+              "sorted(ranks) sorts by the bytes of the pairs. The order of learning is that of the "
+              "ids that pairs merge to: sorted(ranks, key=ranks.get)."),
+        Wrong("no pair is merged", lambda word, ranks: list(word),
               "Each byte stays a token of its own. `ranks` is a dict whose keys are tuples: is the "
               "pair that you look up a tuple of two integers?"),
         Wrong("it stops as soon as some pair is unknown", unknown_first,
-              "A pair that is not in `ranks` must lose against all others, so it counts as "
+              "A pair that is not in `ranks` must come after all others, so its id counts as "
               "infinite: ranks.get(p, float('inf')). With 0 it would win."),
-        Wrong("the word is taken as characters, not as bytes",
+        Wrong("the word is treated as characters, not as bytes",
               merge_in_turn(by_age, lambda word: map(ord, word.decode())),
               "é is one character and two bytes, 195 and 169, and `ranks` was learned on bytes. "
               "list(word) is all that is needed.")),
     hints=("Start with list(word): the bytes. Which of the neighbouring pairs are in `ranks`?",
-           "A smaller id was learned earlier. A pair that is not in `ranks` counts as infinite.",
+           "A smaller id was learned earlier. For a pair that is not in `ranks`, the id counts as "
+           "infinite.",
            "pair = min(zip(ids, ids[1:]), key=lambda p: ranks.get(p, inf)); stop if it is not in "
            "ranks; else merge it and look again.")))
 
@@ -350,7 +354,7 @@ def plain_pieces(text):
 
 set_challenge(Challenge(
     "tokenizer.macbeth", "01", "From `text`, all of Shakespeare but Macbeth, choose a list of at "
-    f"most {PIECES} byte strings. Together with the 256 single bytes they are a vocabulary, and "
+    f"most {PIECES} byte strings. Together with the 256 single bytes they form a vocabulary, and "
     "Macbeth is cut into as few of its tokens as possible.",
     pieces_score, plain_pieces, to_beat=2.176, unit="bytes per token on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", lower=False, seconds=60))

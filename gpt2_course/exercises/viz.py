@@ -244,7 +244,7 @@ register(Exercise(
               lambda maps, n: pairs_in(maps, n).amax((1, 3)),
               "One lucky position makes a head look like an induction head, which has to work at "
               "every position."),
-        Wrong("rows and columns are exchanged",
+        Wrong("rows and columns are swapped",
               lambda maps, n: maps.diagonal(n - 1, -2, -1)[..., 1:].mean((1, 3)),
               "It reads the weights of the future, which are zero, so every score is zero."),
         Wrong("the mean runs over the heads, not over the rows",
