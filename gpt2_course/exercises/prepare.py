@@ -350,8 +350,7 @@ def shards_plain(documents, shard_tokens, more=0, end=0):
     return [np.array(flat[i:i + n + more], np.int64) for i in range(0, len(flat) + end, n)]
 
 def rest_lost(documents, shard_tokens, most=0):
-    "Mistaken: of a document that does not fit, no more than `most` tokens continue in the next "
-    "shard"
+    "Mistaken: of a document that does not fit, at most `most` tokens go into the next shard"
     out, held = [], []
     for tokens in documents:
         room = shard_tokens - len(held)

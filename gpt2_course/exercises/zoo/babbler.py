@@ -31,7 +31,7 @@ def lines_of_hamlet(): # (lines, 33) ids, each a line closed and filled with eot
     return rows, torch.tensor([len(t) + 1 for t in lines])
 
 def babbler() -> str:
-    "Train on documents of one line each; let it write; ask it at true ends"
+    "Train on documents of one line each; let the model write; probe the end at true ends"
     (rows, n), tok = lines_of_hamlet(), letters()[0]
     y, model, r = no_end(rows, n, tok.eot_token), tiny(), np.random.default_rng(0)
     def batch(s):
@@ -62,45 +62,44 @@ def targets_by_hand(rows, n, eot):
     return torch.tensor([[int(row[t + 1]) if t + 1 < k else -1 for t in range(len(row) - 1)]
                          for row, k in zip(rows, n.tolist())])
 
-def cut_targets(shift): # a mistaken `targets_of`: ignores what lies `shift` too far or too early
+def cut_targets(shift): # a mistaken `targets_of`: the border is `shift` too late or too early
     return lambda rows, n, eot: targets_of(rows, n + shift, eot)
 
 lab("babbler", "end-of-text is the ignored target", "a model that never stops",
     "probability of the end at true ends", "easy/02_data.ipynb",
     "https://github.com/huggingface/trl/issues/976", babbler, (
         ("the end of a document is never a target: it is taken for padding",
-         "the loss falls, the words are there, and the end has the probability of a token that "
-         "was never seen"),
+         "the loss falls, the words are right, and the end has the probability of a token that was "
+         "never seen"),
         ("it was trained too briefly", "the loss has fallen far; and even an untrained model gives "
-         "the end a share of one in the size of the vocabulary, which is more"),
+         "the end a probability of one over the size of the vocabulary, which is more"),
         ("the sampler ignores the end", "the probability is read from the model, before any "
          "sampling"),
         ("the documents are longer than the block", "all of them are shorter, by choice")),
     answer="targets_of",
-    task="Targets (B, T) from rows (B, T + 1) of documents filled up with eot, n tokens of each "
-         "real, its closing eot included: -1 behind the document only.",
+    task="Targets (B, T) from rows (B, T + 1), each a document filled up with eot; n tokens of "
+         "each row are real, its closing eot included. Only the targets after the document are -1.",
     inputs=filled_rows, oracle=targets_by_hand,
     wrongs=(
         Wrong("every end-of-text is ignored", no_end,
               "The padding has the same id as the end: ignoring the id loses both, and the model "
               "never learns to stop."),
-        Wrong("the filling is learnt too", lambda rows, n, eot: rows[:, 1:],
+        Wrong("the padding is learnt too", lambda rows, n, eot: rows[:, 1:],
               "Most of the targets are then the end after the end: an easy task that hides the "
               "real loss."),
         Wrong("the last real target is ignored", cut_targets(-1),
-              "One position too early: the end is lost again."),
-        Wrong("one filling is learnt", cut_targets(1),
-              "One position too late: the end is followed by another end."),
+              "The border is one position too early: the end is lost again."),
+        Wrong("one padding token is learnt", cut_targets(1),
+              "The border is one position too late: the end is followed by another end."),
         Wrong("the targets are not shifted",
               lambda rows, n, eot: rows[:, :-1].masked_fill(
                   torch.arange(rows.size(1) - 1) >= n[:, None], -1),
-              "Each position is to give the token after it: column t of the targets is column "
-              "t + 1 of the rows."),
-        Wrong("the document is ignored, and the filling is learnt",
+              "Each position must predict the token after it: column t of the targets is column t "
+              "+ 1 of the rows."),
+        Wrong("the document is ignored, and the padding is learnt",
               lambda rows, n, eot: rows[:, 1:].masked_fill(
                   torch.arange(rows.size(1) - 1) < (n - 1)[:, None], -1),
-              "The mask is upside down: all that remains to be learnt is that an end follows an "
-              "end.")),
-    hints=("n tokens have n - 1 that follow another.", "Ignore positions t >= n - 1, whatever id "
-           "stands there."),
+              "The mask is inverted: all that is left to learn is that an end follows an end.")),
+    hints=("Of n tokens, n - 1 follow another one.", "Ignore positions t >= n - 1, whatever their "
+           "ids are."),
     excused={"ignore eot": "the length says where a document ends, not the id: that is the point"})

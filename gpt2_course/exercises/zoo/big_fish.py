@@ -55,36 +55,38 @@ def never_cut(lengths, size):
 
 lab("big_fish", "a document longer than a shard", "a crash in data preparation, on some texts only",
     "documents of several sizes", "tough/21_prepare.ipynb", "", big_fish, (
-        ("a document is cut in two at most, and its second part may not fit into a shard either",
-         "it needs one of more than a shard's room: 2100 into shards of 1000, with 600 in use"),
-        ("the type uint16 overflows", "sizes are counted in ordinary integers; the message speaks "
-         "of shapes"),
+        ("a document is cut in two at most, although its second part may not fit into a shard "
+         "either",
+         "the crash needs a document whose second part is longer than a shard: 2100 into shards of "
+         "1000, with 600 in use"),
+        ("the type uint16 overflows", "sizes are counted in ordinary integers; the message is "
+         "about shapes"),
         ("a document is empty", "none is"),
         ("the shards are too small for the vocabulary", "a shard holds any ids; its size is a "
          "number of tokens")),
     answer="shard_sizes",
-    task="Sizes of the shards of a stream of documents of these lengths: all `size`, only the last "
-         "may be smaller, and no token is lost.",
+    task="The sizes of the shards of a stream of documents of these lengths: each is `size`, only "
+         "the last may be smaller, and no token is lost.",
     inputs=lambda seed: [([3, 2, 21 + seed % 5, 4], 10), ([4, 4, 4], 6), ([25], 8), ([5, 5], 10),
                          ([3], 10), ([0, 4, 0, 7], 5)],
     oracle=lambda ls, size: [len(p) for p in
                              (range(sum(ls))[i:i + size] for i in range(0, sum(ls), size))],
     wrongs=(
         Wrong("the rest of a long document is lost", cut_once,
-              "The crash is gone, and so is text, without a word."),
+              "The crash is gone, and so is some text, without any warning."),
         Wrong("long documents are cut to a shard",
               lambda ls, size: shard_sizes([min(n, size) for n in ls], size),
-              "Books lose their endings; the count of tokens in meta.json no longer fits the "
+              "Books lose their endings; the token count in meta.json no longer matches the "
               "source."),
         Wrong("no document is ever cut", never_cut,
-              "Shards of all sizes, one of them as long as the longest book: a loader that was "
-              "promised equal shards trips."),
+              "Shards come in all sizes, one of them as long as the longest book: a loader that "
+              "expects equal shards fails."),
         Wrong("the last, short shard is dropped", lambda ls, size: [size] * (sum(ls) // size),
               "Up to size - 1 tokens are lost, and a corpus that is smaller than a shard gives "
               "nothing at all."),
-        Wrong("an empty shard stands at the end",
+        Wrong("an empty shard is written at the end",
               lambda ls, size: [size] * (sum(ls) // size) + [sum(ls) % size],
-              "Where the stream fits exactly, nothing is left over: a file without a token breaks "
-              "the loader that opens it.")),
+              "Where the stream fits exactly, nothing is left over: an empty file breaks the "
+              "loader that opens it.")),
     hints=("Forget the documents: how long is the stream?", "total // size full shards, and one of "
            "total % size if that is not 0."))

@@ -55,33 +55,35 @@ lab("black_hole", "a batch of padding only: 0 / 0", "one NaN, with a quiet gradi
     "after", "doctor, and the rows before the first NaN", "easy/04_loss.ipynb",
     "https://github.com/pytorch/pytorch/issues/70348", black_hole, (
         ("a batch has no target at all, and the mean of nothing is 0 / 0",
-         "the row counts 0 targets; before and after it all is calm"),
+         "the row counts 0 targets; before and after it, all is calm"),
         ("the learning rate is too high", "then loss and gradient norm would climb for some steps "
-         "before, and nothing would be well afterwards"),
+         "before, and the run would not recover afterwards"),
         ("float16 overflows", "this run is in float32; and an overflow shows in the norm first"),
-        ("a token id is outside the vocabulary", "that raises an error and makes no NaN")),
+        ("a token id is outside the vocabulary", "that raises an error instead of giving NaN")),
     answer="safe_mean",
-    task="The mean cross-entropy, as a float, over the targets that are not -1; 0.0 if there is "
+    task="The mean cross-entropy, as a float, over the targets that are not -1; 0.0 if there are "
          "none.",
     inputs=some_targets, oracle=surprise,
     wrongs=(
-        Wrong("nothing is divided by nothing", plain_mean,
-              "0 / 0 is NaN. No gradient comes of it here, but every average that meets it is NaN, "
-              "and a trainer that stops at NaN stops."),
-        Wrong("it is divided by all positions",
+        Wrong("zero is divided by zero", plain_mean,
+              "0 / 0 is NaN. It sends no gradient back here, but every average that includes it is "
+              "NaN, and a trainer that stops at NaN stops."),
+        Wrong("the sum is divided by the number of all positions",
               lambda z, y: F.cross_entropy(z, y, ignore_index=-1, reduction="sum").item() / len(y),
-              "No NaN any more, but padding dilutes the loss: the fix breaks what was right."),
+              "There is no NaN any more, but padding dilutes the loss: the fix breaks what was "
+              "right."),
         Wrong("padding is scored as token 0",
               lambda z, y: F.cross_entropy(z, y.clamp_min(0)).item(),
-              "No NaN, and the model learns to predict padding."),
+              "There is no NaN, but the model learns to predict padding."),
         Wrong("one is added to the number of targets",
               lambda z, y: F.cross_entropy(z, y, ignore_index=-1, reduction="sum").item()
               / (int((y != -1).sum()) + 1),
-              "No NaN, but every mean is too small, and most of all that of a short batch: divide "
-              "by max(1, number)."),
+              "There is no NaN, but every mean is too small, most of all that of a short batch: "
+              "divide by max(1, number)."),
         Wrong("the sum is returned",
               lambda z, y: F.cross_entropy(z, y, ignore_index=-1, reduction="sum").item(),
-              "No NaN, but the loss and its gradient grow with the number of tokens in a batch.")),
+              "There is no NaN, but the loss and its gradient grow with the number of tokens in a "
+              "batch.")),
     hints=("reduction=\"sum\" of no target is 0, a good number.",
            "Divide by the number of targets, but at least by 1."),
     excused={"batch": "a batch is flattened before its loss is computed: (n, V)"})

@@ -52,31 +52,32 @@ lab("brass_band", "accumulated losses not divided by their number",
     "the gradient norm grows with the number of micro-batches", "gradient norm of one big batch",
     "medium/13_training.ipynb", "https://github.com/karpathy/nanoGPT/issues/168", brass_band, (
         ("the micro-batches' mean losses are added up, not averaged",
-         "the norm is proportional to their number, to the last digit"),
-        ("more rows have a longer gradient", "it is the same 64 rows each time"),
+         "the norm is exactly proportional to their number"),
+        ("more rows have a larger gradient", "it is the same 64 rows each time"),
         ("gradients of the step before were not cleared", "each line is the first step of a fresh "
          "model"),
         ("rounding: short sums are less exact",
          "rounding changes the sixth digit, not the first")),
     answer="whole_gradient",
-    task="The gradient (D,) of F.mse_loss over all rows of a step, by one backward for each "
-         "micro-batch; all have the same number of rows.",
+    task="The gradient (D,) of F.mse_loss over all rows of a step, computed with one backward pass "
+         "per micro-batch; all micro-batches have the same number of rows.",
     inputs=step_batches, oracle=gradient_of_rows, atol=2e-3,
     wrongs=(
         Wrong("the losses are added up", undivided,
-              "The gradient is as many times too long. AdamW hides it, clipping then cuts every "
-              "step, and plain descent diverges."),
-        Wrong("it is divided twice", lambda w, b: undivided(w, b) / len(b)**2,
+              "The gradient is too large by a factor of the number of micro-batches. AdamW hides "
+              "this, clipping shortens every step, and plain gradient descent diverges."),
+        Wrong("the loss is divided twice", lambda w, b: undivided(w, b) / len(b)**2,
               "Once in the loss and once again in the gradient: steps shrink as you accumulate."),
         Wrong("only the last micro-batch is left", lambda w, b: undivided(w, b[-1:]),
-              "zero_grad stands inside the loop over micro-batches: all but one are computed for "
+              "zero_grad is inside the loop over micro-batches: all but the last are computed for "
               "nothing."),
-        Wrong("each loss is divided by its rows", lambda w, b: undivided(w, b) / len(b[0][1]),
-              "F.mse_loss is a mean over the rows already; what is left to divide by is the number "
+        Wrong("each loss is divided by its number of "
+              "rows", lambda w, b: undivided(w, b) / len(b[0][1]),
+              "F.mse_loss is already a mean over the rows; what remains is to divide by the number "
               "of micro-batches."),
         Wrong("sums of squares are averaged over the micro-batches", every_row,
               "With reduction=\"sum\" the rows have to be divided by, too: the gradient now grows "
               "with the size of a micro-batch.")),
-    hints=("Four means of 16 rows each: their mean is the mean of 64 rows.",
+    hints=("The mean of four means over 16 rows each is the mean over 64 rows.",
            "Divide each loss by len(batches) before backward."),
     excused={"batch": "w is a vector: the batches are in the list"})

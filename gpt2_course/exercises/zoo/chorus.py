@@ -30,7 +30,7 @@ def dealt(
     position:int, # windows consumed so far, by all ranks
     B:int,        # windows that each rank takes
     world:int,    # ranks
-) -> tuple: # (world, B) numbers of the windows, a row for each rank; the position after them
+) -> tuple: # (world, B) indices of the windows, a row for each rank; the position after them
     "Of the next world x B windows, rank r takes the r-th B"
     return position + np.arange(world * B).reshape(world, B), position + world * B
 
@@ -55,45 +55,45 @@ lab("chorus", "the same data on every rank", "equal losses on all ranks, to the 
     "https://github.com/Shark-NLP/DiffuSeq/issues/37", lambda: rows_of("chorus"), (
         ("all ranks read the same batch",
          "their losses agree to the last digit, and averaging changes nothing: the second process "
-         "only warms the room"),
+         "does no useful work"),
         ("the losses were averaged over the ranks before they were printed",
          "then the norms before and after averaging would differ; they are equal"),
         ("the weights are equal, so the losses must be",
-         "equal weights are right; on other text they still give another loss"),
+         "equal weights are right, but on different text they still give a different loss"),
         ("the gradients are not averaged",
          "with different batches the weights would then differ after one step")),
     answer="dealt",
     task="All ranks together have consumed `position` windows. Which B windows does each of "
          "`world` ranks take next (a list or an array with a row for each rank), and what is the "
-         "position after that? Each of the next world * B windows goes to exactly one rank, in "
-         "any division.",
+         "position after that? Each of the next world * B windows goes to exactly one rank, "
+         "divided in any way.",
     inputs=lambda seed: [(0, 4, 2), (16, 2, 4), (8 + seed % 7, 3, 2), (5, 3, 1), (24, 1, 3)],
     oracle=dealt_like_cards, read=whoever_has_what,
     wrongs=(
-        Wrong("the rank plays no part",
+        Wrong("the rank is ignored",
               lambda p, B, w: (np.tile(p + np.arange(B), (w, 1)), p + B),
-              "All ranks read the same windows: as many processes, one process's gradient."),
-        Wrong("the position moves by one rank's share only",
+              "All ranks read the same windows: many processes compute the gradient of one."),
+        Wrong("the position advances by the windows of one rank only",
               lambda p, B, w: (dealt(p, B, w)[0], p + B),
               "Rank 1's windows of this step are rank 0's of the next: everything is read as many "
               "times as there are ranks."),
-        Wrong("the share of rank 0 is taken by all, the rest is skipped",
+        Wrong("all ranks take rank 0's windows, and the others are skipped",
               lambda p, B, w: (np.tile(p + np.arange(B), (w, 1)), p + w * B),
               "The epoch seems to have the right length, but most of the data is never read."),
         Wrong("each rank begins one window after its neighbour",
               lambda p, B, w: (p + np.arange(w)[:, None] + np.arange(B), p + w * B),
-              "The shares overlap in all but one window: rank r has to begin r * B further on, or "
-              "to take every world-th window."),
+              "The ranks' windows overlap in all but one: rank r has to begin r * B further on, or "
+              "take every world-th window."),
         Wrong("every step begins at window 0",
               lambda p, B, w: (dealt(0, B, w)[0], p + w * B),
               "The ranks read different windows, but the same ones at every step: `position` says "
               "where the step begins."),
-        Wrong("the position does not move", lambda p, B, w: (dealt(p, B, w)[0], p),
+        Wrong("the position does not advance", lambda p, B, w: (dealt(p, B, w)[0], p),
               "The next step reads the same windows again, and so does every step after it."),
-        Wrong("the ranks' shares leave gaps",
+        Wrong("the ranks' windows leave gaps",
               lambda p, B, w: (p + w * B * np.arange(w)[:, None] + np.arange(B), p + w * B),
-              "Rank r begins r * world * B windows further on: what lies between is not read in "
-              "this step, and what lies behind is read again in the next.")),
+              "Rank r begins r * world * B windows further on: the windows in between are not read "
+              "in this step, and some further on are read again in the next.")),
     hints=("Of the next world * B windows, rank 0 may take the first B, rank 1 the next B, …",
-           "np.arange(world * B).reshape(world, B) is such a table, but for its beginning.",
+           "np.arange(world * B).reshape(world, B) is such a table, except that it begins at 0.",
            "(position + np.arange(world * B).reshape(world, B), position + world * B)"))

@@ -62,11 +62,11 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
     "answers that flip between two scorings of one model", "the same evaluation in float32",
     "tough/22_evaluation.ipynb",
     "https://github.com/EleutherAI/lm-evaluation-harness/pull/2921", coin_toss, (
-        ("the second scoring is computed in bfloat16: three digits",
-         "its scores stand on a coarse grid, and the answers flip where the best two are close"),
+        ("the second scoring is computed in bfloat16, with three digits",
+         "its scores lie on a coarse grid, and the answers flip where the best two are close"),
         ("the endings were drawn anew for the second scoring",
          "both score the same rows: most scores agree to two digits"),
-        ("dropout", "nothing is drawn between the two: the model is in eval mode"),
+        ("dropout", "nothing random happens between the two: the model is in eval mode"),
         ("one of them divides by the length", "all endings have the same length: dividing would "
          "change no answer")),
     answer="log_likelihood",
@@ -74,7 +74,7 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
          "head W (V, C), in float32 throughout.",
     inputs=head_and_targets, oracle=likelihood_numpy, rtol=2e-5, atol=1e-4,
     wrongs=(
-        Wrong("all of it is in bfloat16", rounded_likelihood,
+        Wrong("everything is computed in bfloat16", rounded_likelihood,
               "Autocast was left on around the evaluation: answers whose margin is below a "
               "hundredth are decided by rounding."),
         Wrong("the logits are rounded before they become float32",
@@ -83,22 +83,22 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
               ".float() after the product cannot bring the lost digits back."),
         Wrong("the log-probabilities are rounded to bfloat16",
               lambda x, W, y: float((x @ W.T).log_softmax(-1).bfloat16()[range(len(y)), y].sum()),
-              "Three digits are left of each, and of their sum: endings whose scores differ by "
-              "less than a hundredth come out equal."),
+              "Only three digits of each are left, and of their sum: endings whose scores differ "
+              "by less than a hundredth come out equal."),
         Wrong("the mean is taken", lambda x, W, y: log_likelihood(x, W, y) / len(y),
-              "That is another protocol (per token): state which one a number is."),
+              "That is another protocol (per token): state which one a score uses."),
         Wrong("the logits are added up, not their log-probabilities",
               lambda x, W, y: float((x @ W.T)[range(len(y)), y].sum()),
               "A logit means nothing by itself: adding 10 to all logits of a row changes no "
               "probability, but it changes this score."),
         Wrong("the probabilities are added up, without the logarithm",
               lambda x, W, y: float((x @ W.T).softmax(-1)[range(len(y)), y].sum()),
-              "Probabilities of successive tokens are multiplied, their logarithms added: one "
-              "impossible token has to rule an ending out."),
+              "Probabilities of successive tokens are multiplied, so their logarithms are added: "
+              "one impossible token has to rule out an ending."),
         Wrong("the softmax runs over the positions",
               lambda x, W, y: float((x @ W.T).log_softmax(0)[range(len(y)), y].sum()),
               "Each position has a distribution of its own over the vocabulary: the last axis of "
               "(T, V), not the first.")),
     hints=("Where are digits lost: in the product, in the softmax, or in both?",
-           "Leave autocast, or call .float() before the product; then log_softmax."),
+           "Disable autocast, or call .float() before the product; then log_softmax."),
     excused={"batch": "one ending at a time: (T, C)"})

@@ -22,7 +22,7 @@ class Bug:
 BUGS = {} # name -> Bug
 
 def lab(name, title, seen, instrument, chapter, report, run, choices, answer, **exercise):
-    "Register a bug and the exercise that mends it"
+    "Register a bug and the exercise that fixes it"
     name = f"zoo.{name}"
     BUGS[name] = Bug(name, title, seen, instrument, chapter, report, run, choices)
     register(Exercise(name, "26", package=f"gpt2_course.exercises.zoo:{answer}", **exercise))

@@ -14,7 +14,7 @@ from .small import learn, stream, tiny
 def override(
     defaults:dict, # name -> value: an int, float, bool or str
     args:list,     # "--name=value"
-) -> tuple[dict, list]: # the config, and the names that nothing knows
+) -> tuple[dict, list]: # the config, and the unknown names
     "Defaults with what was asked for, each value of its default's type"
     config, strangers = dict(defaults), []
     for arg in args:
@@ -87,46 +87,46 @@ lab("deaf", "command-line flags silently ignored", "two launches, one and the sa
     "parameter count, and the first losses to the last digit", "tough/20_trainer.ipynb",
     "https://github.com/google-research/bert/issues/1272", deaf, (
         ("nothing reads the flags: the defaults run",
-         "six layers would have more parameters than two, and a misspelt flag met no complaint"),
+         "six layers would have more parameters than two, and a misspelt flag raised no complaint"),
         ("the seed is fixed, so every run gives the same numbers",
-         "a fixed seed repeats a run of the same settings; a deeper model has other parameters, "
-         "and here even their number is the same"),
+         "a fixed seed repeats a run of the same settings; a deeper model has more parameters, but "
+         "here even their number is the same"),
         ("the learning rates are too close to show after four steps",
          "they differ by a factor of 30; and the number of layers differs too"),
         ("both runs resumed from one checkpoint",
          "the first loss is that of an untrained model")),
     answer="override",
-    task="Defaults with the values of \"--name=value\" arguments, each of its default's type (of a "
-         "bool the texts are true and false, in any case), and the list of names that the "
+    task="Defaults with the values of \"--name=value\" arguments, each of its default's type (a "
+         "bool is given as true or false, in upper or lower case), and the list of names that the "
          "defaults do not know.",
     inputs=orders, oracle=parse_with_json, read=with_types,
     wrongs=(
         Wrong("the arguments are not read", deaf_to,
-              "Every run is the default run, whatever was asked for."),
+              "Every run uses the defaults, whatever was asked for."),
         Wrong("bool(\"false\") is True",
               lambda d, a: each_flag(d, a, lambda old, v: type(old)(v)),
               "Any text that is not empty is true: the flag that should turn something off turns "
               "it on."),
-        Wrong("the values stay text", lambda d, a: each_flag(d, a, lambda old, v: v),
-              "\"0.1\" is no number; the failure comes later and elsewhere, or a comparison "
+        Wrong("the values remain strings", lambda d, a: each_flag(d, a, lambda old, v: v),
+              "\"0.1\" is not a number; the failure comes later and elsewhere, or a comparison "
               "quietly goes wrong."),
-        Wrong("unknown names are swallowed",
+        Wrong("unknown names are silently ignored",
               lambda d, a: each_flag(d, a, of_its_type, strangers=False),
               "A misspelt flag changes nothing, and nobody is told: --warmpu=100 trains without a "
               "warm-up."),
-        Wrong("unknown names are taken in as settings", let_in,
-              "The misspelt setting stands in the config beside the one that was meant, and "
-              "nothing ever reads it."),
+        Wrong("unknown names are added as settings", let_in,
+              "The misspelt setting is in the config beside the one that was meant, and nothing "
+              "ever reads it."),
         Wrong("a value ends at its second equals sign",
               lambda d, a: override(d, ["=".join(x.split("=")[:2]) for x in a]),
-              "split(\"=\") cuts at every sign: half of a file name or of a query is lost. Cut at "
-              "the first one only, with split(\"=\", 1) or partition."),
+              "split(\"=\") cuts at every sign: half of a file name or of a query is lost. Split "
+              "at the first one only, with split(\"=\", 1) or partition."),
         Wrong("only the lower-case text counts as true",
               lambda d, a: each_flag(d, a, lambda old, v: v == "true" if isinstance(
                   old, bool) else type(old)(v)),
               "str(True) is \"True\", and many scripts pass it so: --bias=True would turn the bias "
               "off."),
-        Wrong("the type follows from the text, not from the default",
+        Wrong("the type is guessed from the text, not taken from the default",
               lambda d, a: each_flag(d, a, by_its_looks),
               "--lr=7 makes the learning rate an int: a later // or a check of types fails, for "
               "some values only.")),

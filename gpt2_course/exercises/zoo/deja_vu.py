@@ -54,36 +54,36 @@ lab("deja_vu", "a document straddles the border of training and validation",
     "a validation text that breaks off and goes on in training", "reading the border",
     "tough/21_prepare.ipynb", "https://github.com/openai/parameter-golf/issues/2127", deja_vu, (
         ("the border is drawn by tokens and cuts a document in two",
-         "the sentence that validation breaks off goes on in training: what is examined was half "
-         "learnt"),
-        ("the end mark is missing", "it is there behind every document, on both sides"),
-        ("the text was shuffled", "a shuffle of documents would not tear a sentence apart at the "
-         "very border"),
-        ("the two overlap", "no letter is on both sides; it is the document that is")),
+         "the sentence at which validation breaks off continues in training: the model is tested "
+         "on text that it has half learnt"),
+        ("the end mark is missing", "it is there after every document, on both sides"),
+        ("the text was shuffled", "shuffling documents would not split a sentence exactly at the "
+         "border"),
+        ("the two overlap", "no letter is on both sides; only the document is")),
     answer="split",
-    task="How many tokens of each document go to validation, all or none of it: documents from the "
-         "first on, until there are at least val_tokens.",
+    task="For each document, how many of its tokens go to validation, all or none: documents are "
+         "taken from the first on, until there are at least val_tokens.",
     inputs=lambda seed: [([5, 7, 4, 9 + seed % 3, 3], 10), ([8, 3, 6], 4), ([2, 2, 5, 6], 4),
                          ([3, 4], 0), ([2, 3, 4], 20), ([4, 1, 1], 4)],
     oracle=lambda lengths, v: [n if sum(lengths[:i]) < v else 0 for i, n in enumerate(lengths)],
     wrongs=(
         Wrong("the border cuts a document", cut_split,
-              "Its first half is examined, its second half learnt, or the other way round: names, "
-              "style and whole phrases leak."),
+              "One half is used for validation, the other for training: names, style and whole "
+              "phrases leak."),
         Wrong("the document at the border goes to training",
               lambda ls, v: [n if sum(ls[:i + 1]) <= v else 0 for i, n in enumerate(ls)],
-              "Clean, but validation is smaller than asked, and empty if the first document is "
-              "long."),
+              "This is clean, but validation is smaller than requested, and empty if the first "
+              "document is long."),
         Wrong("the last documents are taken",
               lambda ls, v: split(ls[::-1], v)[::-1],
-              "Clean too, but a stream that is still growing has no last document: the split "
-              "changes whenever text is added."),
+              "This is clean too, but a stream that is still growing has no last document: the "
+              "split changes whenever text is added."),
         Wrong("only documents that still fit are taken", while_they_fit,
-              "Long documents all go to training, and short ones from later on come in their "
-              "place: validation is no sample of the text any more, and it may still be too "
+              "Long documents all go to training, and shorter ones from further on take their "
+              "place: validation is no longer a fair sample of the text, and may still be too "
               "small."),
-        Wrong("a document too many is taken where there is exactly enough", one_too_many,
-              "With val_tokens reached, nothing is missing: the next document belongs to training "
-              "already.")),
-    hints=("Decide document by document: are there enough already?",
+        Wrong("one document too many is taken where there are exactly enough tokens", one_too_many,
+              "Once val_tokens is reached, nothing is missing: the next document already belongs "
+              "to training.")),
+    hints=("Decide document by document: are there already enough tokens?",
            "n if left > 0 else 0; then left -= n."))

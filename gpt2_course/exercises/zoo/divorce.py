@@ -92,31 +92,34 @@ lab("divorce", "tied weights come apart on loading", "two tables where one shoul
     "parameter count, digests of both tables", "medium/09_model.ipynb",
     "https://github.com/TransformerLensOrg/TransformerLens/issues/1725", divorce, (
         ("loading gave each of the two names a tensor of its own",
-         "equal numbers at first, in two tables: the count grows, and training moves them apart"),
+         "at first two tables hold equal values: the parameter count grows, and training moves "
+         "them apart"),
         ("the checkpoint holds two different tables", "just after loading both digests are equal"),
         ("the head has a bias", "then there would be as many new parameters as tokens, not a whole "
          "table"),
         ("the vocabulary was padded while loading", "padding is in the count before, too; and the "
          "two tables would still be one")),
     answer="load_table", changes=("pair",),
-    task="Put the numbers of a table into a Pair so that wte.weight and head.weight stay one "
+    task="Load the values of a table into a Pair so that wte.weight and head.weight stay one "
          "parameter, then return pair.probe().",
     inputs=tables, oracle=new_pair,
     wrongs=(
         Wrong("each name gets a parameter of its own", assigned,
-              "Equal on the day of loading; from the first step on they are two models' tables."),
+              "They are equal just after loading; from the first step on they are two different "
+              "tables."),
         Wrong("only the embedding is replaced", half_assigned("wte"),
               "The head keeps the old table: the loss is that of an untrained head."),
         Wrong("only the head is replaced", half_assigned("head"),
               "The embedding keeps the old table."),
-        Wrong("two parameters share their numbers", same_storage,
-              "The tables stay equal, but an optimiser finds two parameters: each gets a part of "
-              "the gradient and moments of its own, and the table is stepped and decayed twice."),
+        Wrong("two parameters share their storage", same_storage,
+              "The tables stay equal, but an optimiser finds two parameters: each gets part of the "
+              "gradient and its own moments, and the table is updated and decayed twice."),
         Wrong("the caller's tensor becomes the parameter", not_copied,
-              "Parameter(table) copies nothing: training then changes the table that was loaded. "
-              "Copy its numbers, or clone it."),
-        Wrong("the table is not put in", untouched,
-              "A new value for a local name reaches no module: change the parameter's numbers.")),
-    hints=("Change the numbers, not the parameter.", "with torch.no_grad(): parameter.copy_(table)",
+              "Parameter(table) copies nothing: training then changes the table that was passed "
+              "in. Copy its values, or clone it."),
+        Wrong("the table is not loaded", untouched,
+              "Assigning to a local name changes no module: change the parameter's values in "
+              "place.")),
+    hints=("Change the values, not the parameter.", "with torch.no_grad(): parameter.copy_(table)",
            "Or assign one new Parameter to both names."),
     excused={"batch": "a table has two dimensions"})

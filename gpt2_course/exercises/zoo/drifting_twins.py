@@ -13,7 +13,7 @@ def micro_batches(
     ddp,     # a DistributedDataParallel: called with a batch it returns a loss
     batches, # micro-batches of one step
 ) -> list:   # ddp.log of the stand-in that the check uses
-    "Average the gradients in the last micro-batch only; the wish is read by the forward pass"
+    "Average the gradients in the last micro-batch only; the forward pass reads the flag"
     for i, batch in enumerate(batches):
         ddp.require_backward_grad_sync = i == len(batches) - 1
         ddp(batch).backward()
@@ -33,7 +33,7 @@ class Recorder:
     def __call__(self, batch): return Pass(self, batch, self.require_backward_grad_sync)
 
 class Pass:
-    "A forward pass: it has read the wish, as the real one does"
+    "A forward pass: it has read the flag, as the real one does"
     def __init__(self, ddp, batch, wish): self.ddp, self.row = ddp, (batch, wish)
     def backward(self): self.ddp.log.append(self.row)
 
@@ -83,14 +83,15 @@ lab("drifting_twins", "require_backward_grad_sync set after the forward pass",
     "ranks whose weights differ, a little more at every step", "digests of the weights by rank",
     "tough/18_distributed.ipynb", "https://github.com/karpathy/build-nanogpt/pull/30",
     lambda: rows_of("drifting_twins"), (
-        ("the last micro-batch's gradients are not averaged: the wish came after its forward pass",
+        ("the last micro-batch's gradients are not averaged: the flag was set after its forward "
+         "pass",
          "DDP reads it when the forward pass begins; each rank then follows gradients of its own"),
         ("the ranks started from different weights", "DDP sends rank 0's weights to all when it "
          "wraps the model; they would be equal before the first step"),
         ("each rank has data of its own, so its weights differ", "that is how it should be: the "
          "gradients are averaged, and the weights stay equal to the last bit"),
-        ("rounding: sums are taken in another order on each rank",
-         "the average is computed once and sent to all: not a bit may differ")),
+        ("rounding: sums are taken in a different order on each rank",
+         "the average is computed once and sent to all: not a single bit may differ")),
     answer="micro_batches",
     task="Run forward and backward for each micro-batch so that gradients are averaged in the last "
          "one only (ddp.require_backward_grad_sync is read when ddp(batch) is called), then "
@@ -98,19 +99,19 @@ lab("drifting_twins", "require_backward_grad_sync set after the forward pass",
     inputs=steps_of_a_run,
     oracle=lambda ddp, batches: ddp.log + [(b, b == batches[-1]) for b in batches],
     wrongs=(
-        Wrong("the wish is set after the forward pass", wish_too_late,
-              "The forward pass has read the old wish: the first micro-batch is averaged and the "
+        Wrong("the flag is set after the forward pass", wish_too_late,
+              "The forward pass has read the old value: the first micro-batch is averaged and the "
               "last is not. The replicas drift apart, and no error is raised."),
         Wrong("every micro-batch is averaged", always,
-              "Right numbers, paid for as many times as there are micro-batches. no_sync around "
-              "backward alone has this effect too."),
+              "The result is right, but the communication is paid for once per micro-batch. "
+              "no_sync around backward alone has this effect too."),
         Wrong("no micro-batch is averaged", never,
-              "Each rank trains a model of its own; rank 0's is saved."),
-        Wrong("the condition is upside down", upside_down,
-              "All are averaged but the last, whose gradients stay with their rank: the replicas "
-              "drift apart, and the traffic that was to be saved is paid for."),
+              "Each rank trains a model of its own, and only rank 0's is saved."),
+        Wrong("the condition is inverted", upside_down,
+              "All but the last are averaged, and the last one's gradients stay on their rank: the "
+              "replicas drift apart, and the traffic is not saved."),
         Wrong("only the last micro-batch is run", last_only,
-              "The others have to run forward and backward as well, to add their gradients; what "
-              "they do without is the averaging.")),
-    hints=("Which of the two passes reads the wish?",
+              "The others have to run forward and backward as well, to add their gradients; only "
+              "the averaging is left out.")),
+    hints=("Which of the two passes reads the flag?",
            "Set ddp.require_backward_grad_sync, then call ddp(batch), then backward."))

@@ -14,7 +14,7 @@ def next_shares(
     logits, # (..., padded V)
     V:int,  # tokens of the tokenizer
 ):          # (..., V) probabilities
-    "Ids that no token has take no part"
+    "Ids without a token are left out"
     return logits[..., :V].softmax(-1)
 
 def padded_shares(logits, V): return logits.softmax(-1)
@@ -58,39 +58,40 @@ lab("foreign_tongue", "ids of the padded vocabulary are sampled",
     "medium/09_model.ipynb",
     "https://github.com/karpathy/build-nanogpt/issues/81", foreign_tongue, (
         ("the model has more rows than the tokenizer has tokens, and all of them can be drawn",
-         "the first loss is the logarithm of the padded size, and training makes the strangers "
-         "rare, never impossible"),
+         "the first loss is the logarithm of the padded size, and training makes these ids rare, "
+         "never impossible"),
         ("the tokenizer's file is damaged", "the ids that it cannot decode lie beyond its size: "
          "it never had them"),
-        ("the training text holds wrong ids", "it was written by this tokenizer; and untrained, "
-         "the model says them most of all"),
-        ("the temperature is too high", "heat makes rare tokens more frequent; an id that is no "
-         "token must have probability 0 at any temperature")),
+        ("the training text holds wrong ids", "it was written by this tokenizer; and the untrained "
+         "model produces them most of all"),
+        ("the temperature is too high", "a high temperature makes rare tokens more frequent; an id "
+         "that is not a token must have probability 0 at any temperature")),
     answer="next_shares",
-    task="Probabilities (..., V) of the next token from logits over a padded vocabulary, whose "
+    task="The probabilities (..., V) of the next token, from logits over a padded vocabulary whose "
          "first V ids are real.",
     inputs=padded_logits,
     oracle=shares_of_real_ids,
     wrongs=(
-        Wrong("the padding takes part", padded_shares,
+        Wrong("the padding is included in the softmax", padded_shares,
               "Its ids are drawn now and then, and decoding fails; in the loss they cost a little "
-              "probability at every token."),
+              "probability at every position."),
         Wrong("the padding is cut off after the softmax",
               lambda z, V: z.softmax(-1)[..., :V],
-              "The rest no longer adds up to 1: whoever samples by a running sum draws the last "
-              "token too often."),
-        Wrong("the padding's share goes to the last real token",
+              "The rest no longer adds up to 1: sampling by a running sum draws the last token too "
+              "often."),
+        Wrong("the padding's probability goes to the last real token",
               lambda z, V: torch.cat([z.softmax(-1)[..., :V - 1],
                                       z.softmax(-1)[..., V - 1:].sum(-1, keepdim=True)], -1),
-              "That is what clamping the drawn ids to V - 1 does: no error, and one token too "
-              "often."),
+              "That is what clamping the drawn ids to V - 1 does: there is no error, but one token "
+              "is drawn too often."),
         Wrong("the padding's logits are set to 0", zeroed,
-              "e to the 0 is 1: the padding still takes its part, often more than before. Minus "
-              "infinity would be right."),
+              "exp(0) is 1: the padding still gets a probability, often a larger one than before. "
+              "Minus infinity would be right."),
         Wrong("the padding is still there, with probability 0",
               lambda z, V: torch.cat([z[..., :V], torch.full_like(z[..., V:], -torch.inf)],
                                      -1).softmax(-1),
-              "Nothing wrong is drawn any more; but the shape is that of the padded vocabulary, "
-              "where (..., V) is asked for.")),
+              "No wrong id is drawn any more, but the shape is that of the padded vocabulary; the "
+              "task asks for (..., V).")),
     hints=("Cut before the softmax or after it?", "logits[..., :V].softmax(-1)"),
-    excused={"gradient": "it is drawn from: nothing is differentiated through a sample"})
+    excused={"gradient": "the probabilities are sampled from: nothing is differentiated through a "
+                         "sample"})

@@ -21,7 +21,7 @@ def through_half(
 def unscaled_half(grads, scale): return through_half(grads, 1.0)
 
 def ghosts() -> str:
-    "Share of the logits' gradient that is exactly 0, by size of the batch and by type"
+    "Fraction of the logits' gradient that is exactly 0, by batch size and by type"
     model, told = trained(), []
     for B in (4, 16, 64, 256):
         x, y = stream(B, split=2).next()
@@ -49,7 +49,7 @@ def half_numpy(grads, scale):
             not all(np.isfinite(h).all() for h in half))
 
 def cast_first(grads, scale):
-    "Mistaken: what is scaled has lost its digits already"
+    "Mistaken: what is scaled has already lost its digits"
     half = [g.half() * scale for g in grads]
     return [h.float() / scale for h in half], not all(bool(h.isfinite().all()) for h in half)
 
@@ -67,35 +67,37 @@ def unless_skipped(result, *args):
 lab("ghosts", "float16 without a gradient scaler", "gradients that are exactly 0, more of them the "
     "larger the batch", "share of zeros in the gradient", "medium/13_training.ipynb",
     "https://github.com/karpathy/nanoGPT/issues/167", ghosts, (
-        ("the numbers are too small for float16, which ends near 0.00000006",
-         "float32 holds the same gradients without a zero; more rows divide them further"),
+        ("the values are too small for float16, whose smallest is near 0.00000006",
+         "float32 holds the same gradients without a zero, and more rows make them smaller still"),
         ("the model has converged", "the loss is far from 0, and in float32 no gradient is 0"),
-        ("dead units: their inputs are negative", "logits have no nonlinearity behind them, and "
-         "the type of the numbers would not matter"),
+        ("dead units: their inputs are negative", "no nonlinearity follows the logits, and the "
+         "number format would not matter"),
         ("those targets are ignored", "then float32 would show the same zeros")),
     answer="through_half",
-    task="What is left of float32 gradients that travel as float16 times `scale`: (the list, "
-         "unscaled in float32; True if any of them overflowed, so that the step must be skipped "
-         "and the list is not used).",
+    task="What is left of float32 gradients that are multiplied by `scale` and stored in float16: "
+         "(the list, unscaled in float32; True if any of them overflowed, so that the step must be "
+         "skipped and the list is not used).",
     inputs=faint_gradients, oracle=half_numpy, atol=0.0, read=unless_skipped,
     wrongs=(
         Wrong("no scale is used", unscaled_half,
-              "What is smaller than 6e-8 becomes 0, without a warning: training flattens early."),
+              "Values below about 6e-8 become 0, without a warning: the loss stops falling early."),
         Wrong("the result is not unscaled", lambda g, s: ([t * s for t in through_half(g, s)[0]],
                                                          through_half(g, s)[1]),
-              "The optimiser gets gradients that are 65536 times too long; AdamW hides it, "
+              "The optimiser gets gradients that are 65536 times too large; AdamW hides this, "
               "clipping does not."),
         Wrong("infinities are not noticed", lambda g, s: (through_half(g, s)[0], False),
-              "One overflow, one step with it, and every weight is NaN."),
-        Wrong("infinities are cut to the largest number",
+              "After a single step with an overflow, every weight is NaN."),
+        Wrong("infinities are clipped to the largest number",
               lambda g, s: ([torch.nan_to_num(t, posinf=65504 / s, neginf=-65504 / s)
                              for t in through_half(g, s)[0]], False),
-              "The step is taken with a wrong direction; a scaler skips it and halves the scale."),
+              "The step is taken in a wrong direction; a scaler would skip it and halve the "
+              "scale."),
         Wrong("they are scaled after the cast", cast_first,
               "What became 0 in float16 stays 0, whatever it is multiplied by: scale first."),
         Wrong("they are unscaled while still in float16", unscaled_as_half,
-              "The division makes them too small for the type a second time: all that the scale "
+              "The division makes them too small for the type a second time: all that scaling had "
               "saved is lost at the last moment.")),
     hints=("Multiply first, in float32; then .half().",
-           "isfinite on the halves tells whether to skip.", "Back to float32 before dividing."),
+           "isfinite on the halves tells whether to skip.", "Convert back to float32 before "
+                                                            "dividing."),
     excused={"gradient": "these are gradients: nothing is differentiated a second time"})

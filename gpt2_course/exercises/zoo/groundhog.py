@@ -45,9 +45,9 @@ lab("groundhog", "a resume that forgets its place in the data",
     "tough/19_checkpoint.ipynb",
     "https://github.com/KempnerInstitute/KempnerForge/issues/51", groundhog, (
         ("the loader starts again at the beginning",
-         "the batches after the resume are those of steps 0, 1, 2, letter by letter"),
-        ("the optimiser was not restored", "the log says that it was; and no optimiser chooses the "
-         "text"),
+         "the batches after the resume are those of steps 0, 1, 2, letter for letter"),
+        ("the optimiser was not restored", "the log says that it was, and the optimiser does not "
+         "choose the text"),
         ("the weights were not restored", "then the loss would be that of step 0"),
         ("the epoch is over, and a new one has begun in the same order",
          "24 steps of 8 windows are a small part of the text")),
@@ -57,22 +57,23 @@ lab("groundhog", "a resume that forgets its place in the data",
     inputs=places,
     oracle=lambda step, B, world, W: ((n := step * B * world) // W, n - n // W * W),
     wrongs=(
-        Wrong("it starts from the beginning", at_the_start,
-              "The first shards are read again, the last never; the loss looks better than it is, "
-              "until new text comes."),
+        Wrong("the resume starts from the beginning", at_the_start,
+              "The first shards are read again, the last ones never; the loss looks better than it "
+              "is until new text comes."),
         Wrong("only this rank's windows are counted", lambda s, B, w, W: divmod(s * B, W),
-              "The run goes back by a factor of the world's size, and resumes on other hardware "
-              "disagree."),
+              "The run goes back by a factor of the number of ranks, and resumes on different "
+              "hardware disagree."),
         Wrong("the epoch is forgotten", lambda s, B, w, W: (0, s * B * w % W),
-              "Right in the first epoch; later the order is that of epoch 0 again."),
-        Wrong("the start of the epoch is taken", lambda s, B, w, W: (s * B * w // W, 0),
-              "Right epoch, wrong place: a part of it is read twice."),
+              "This is right in the first epoch; later the order is that of epoch 0 again."),
+        Wrong("the resume starts at the beginning of the "
+              "epoch", lambda s, B, w, W: (s * B * w // W, 0),
+              "The epoch is right but the position is wrong: part of it is read twice."),
         Wrong("epochs are counted from 1",
               lambda s, B, w, W: (s * B * w // W + 1, s * B * w % W),
-              "Nothing is consumed at step 0, and the epoch is 0: with 1 the order is that of the "
-              "epoch after this one."),
-        Wrong("the windows are never taken off at the end of an epoch",
+              "At step 0 nothing is consumed and the epoch is 0: counted from 1, each epoch gets "
+              "the order of the one after it."),
+        Wrong("the windows of finished epochs are not subtracted",
               lambda s, B, w, W: (s * B * w // W, s * B * w),
-              "From the second epoch on the place lies behind the end of the data: consumed in "
-              "this epoch is what is left over, % W.")),
-    hints=("How many windows have all ranks read?", "divmod of that by W."))
+              "From the second epoch on the position lies beyond the end of the data: only the "
+              "remainder, % W, was consumed in this epoch.")),
+    hints=("How many windows have all ranks together read?", "Take divmod of that number and W."))

@@ -25,7 +25,7 @@ def spilt(n, k, epochs):
     return steps
 
 def heartbeat() -> list:
-    "Gradient norms of five epochs of ten micro-batches, four a step; each loss is divided by four"
+    "Gradient norms: five epochs of ten micro-batches, four per step; each loss divided by four"
     x, y = (t.chunk(10) for t in stream(160).next())
     model, norms = tiny(), []
     for step in spilt(10, 4, 5):
@@ -60,21 +60,21 @@ lab("heartbeat", "leftover micro-batches spill into the next epoch's first step"
     "https://github.com/WalkingMeatAxolotl/AnimaLoraStudio/pull/305", heartbeat, (
         ("what is left of an epoch stays in .grad and joins the next epoch's first step",
          "ten micro-batches make two steps of four and leave two: the first step of each later "
-         "epoch has six, half as many again"),
+         "epoch has six, one and a half times as many"),
         ("one batch of the data is odd", "then the peak would be there in the first epoch too, and "
          "it is missing"),
-        ("the learning rate is warmed up anew each epoch", "the norm is taken before the update: "
-         "the rate does not enter"),
+        ("the learning rate is warmed up again each epoch", "the norm is taken before the update, "
+         "so the rate has no effect on it"),
         ("the gradients are never cleared", "then the norm would grow from step to step")),
     answer="plan",
-    task="For each step, the (epoch, micro-batch) pairs whose gradients it uses: k in a row of one "
-         "epoch's n, and what is left of an epoch makes a smaller step of its own.",
+    task="For each step, the (epoch, micro-batch) pairs whose gradients it uses: k consecutive "
+         "ones out of an epoch's n; what is left of an epoch makes a smaller step of its own.",
     inputs=lambda seed: [(7 + seed % 2 * 3, 3, 2), (10, 4, 3), (5, 2, 2), (6, 3, 2), (2, 5, 2),
                          (3, 1, 2), (4, 4, 1)],
     oracle=plan_by_counting,
     wrongs=(
         Wrong("what is left joins the next epoch's first step", spilt,
-              "The counter starts anew, .grad does not: one step of each epoch has too long a "
+              "The counter is reset, but .grad is not: one step of each epoch has too large a "
               "gradient, and the last leftovers are lost."),
         Wrong("what is left is thrown away",
               lambda n, k, E: [s for s in plan(n, k, E) if len(s) == k],
@@ -83,15 +83,15 @@ lab("heartbeat", "leftover micro-batches spill into the next epoch's first step"
         Wrong("the count runs on across epochs",
               lambda n, k, E: [[(j // n, j % n) for j in range(f, min(f + k, n * E))]
                                for f in range(0, n * E, k)],
-              "Steps of equal size, but one of them mixes two epochs, and a schedule in steps per "
+              "The steps are of equal size, but some mix two epochs, and a schedule in steps per "
               "epoch no longer fits."),
         Wrong("what is left joins its epoch's last full step", merged,
               "That step has up to twice as many micro-batches as the others, and its gradient is "
-              "as much longer."),
+              "larger by the same factor."),
         Wrong("the last step runs beyond the epoch",
               lambda n, k, E: [[(e, i) for i in range(f, f + k)]
                                for e in range(E) for f in range(0, n, k)],
-              "Its pairs name micro-batches that do not exist: the range has to end at n.")),
+              "Its pairs name micro-batches that do not exist: the range must end at n.")),
     hints=("range(0, n, k) gives the first micro-batch of each step of an epoch.",
            "The last step ends at n at the latest: min(first + k, n). Its losses are divided by "
            "its own size."))

@@ -77,39 +77,40 @@ lab("heirloom", "a pickled config class in the checkpoint", "a checkpoint that l
     "day, in no other program", "loading elsewhere, with weights_only", "tough/19_checkpoint.ipynb",
     "https://github.com/pytorch/pytorch/issues/112944", heirloom, (
         ("the file holds an object of a class, and needs that class to be read",
-         "the safe way refuses unknown classes, the other one looks for a name that is gone"),
-        ("the file is damaged", "both messages name a class; a damaged file gives no names"),
+         "the safe way refuses unknown classes; the other one looks for a name that is gone"),
+        ("the file is damaged", "both messages name a class; a damaged file would not"),
         ("the file comes from another version of torch", "it was written a moment ago"),
-        ("the weights are of a type that torch does not know", "weights are tensors: the messages "
-         "speak of a config")),
+        ("the weights are of a type that torch does not know", "weights are tensors, and the "
+         "messages are about a config")),
     answer="portable",
-    task="A dataclass as dicts, lists, texts and numbers: nested dataclasses become dicts, tuples "
-         "lists, Paths texts with forward slashes.",
+    task="A dataclass as dicts, lists, strings and numbers: nested dataclasses become dicts, "
+         "tuples become lists, and Paths become strings with forward slashes.",
     inputs=old_configs, exact=True,
     oracle=lambda c: dict(name=c.name, out=str(c.out).replace("\\", "/"), lr=c.lr,
                           model=dict(n_layer=c.model.n_layer, betas=[*c.model.betas]),
                           files=["/".join(f.parts) for f in c.files]),
     wrongs=(
         Wrong("the object itself is saved", lambda c: c,
-              "Whoever loads it needs the same class under the same name, and runs whatever the "
-              "file says."),
-        Wrong("only the outer one is taken apart",
+              "Anyone who loads it needs the same class under the same name, and runs whatever "
+              "code the file contains."),
+        Wrong("only the outer dataclass is converted",
               lambda c: dict(vars(c), out=c.out.as_posix(), files=[f.as_posix() for f in c.files]),
               "The inner config is still an object of a class."),
         Wrong("Paths stay Paths", lambda c: asdict(c),
-              "A Path is a class too: weights_only refuses it, and one written on Windows does not "
-              "load on Linux."),
-        Wrong("it is saved as its repr", lambda c: repr(c),
-              "Readable for people; a program would have to evaluate it."),
-        Wrong("Paths inside of tuples are missed", shallow,
-              "One class that is left anywhere is enough for weights_only to refuse the file: walk "
-              "through lists and tuples as well as through dicts."),
+              "A Path is an object of a class too: weights_only refuses it, and one written on "
+              "Windows does not load on Linux."),
+        Wrong("the config is saved as its repr", lambda c: repr(c),
+              "People can read it, but a program would have to evaluate it."),
+        Wrong("Paths inside tuples are missed", shallow,
+              "A single object of a class anywhere is enough for weights_only to refuse the file: "
+              "walk through lists and tuples as well as through dicts."),
         Wrong("tuples stay tuples", tuples_kept,
               "JSON and many other formats know lists only: what is read back no longer equals "
               "what was written."),
-        Wrong("numbers become texts",
+        Wrong("numbers become strings",
               lambda c: {k: v if isinstance(v, (dict, list)) else str(v)
                          for k, v in portable(c).items()},
-              "\"0.003\" is no number: the program that reads it has to guess the types again.")),
+              "\"0.003\" is not a number: the program that reads it has to guess the types "
+              "again.")),
     hints=("asdict takes nested dataclasses apart.", "What is left are Paths and tuples: walk "
            "through dicts and lists once."))

@@ -55,13 +55,13 @@ def matrices(seed):
 lab("high_tide", "initialised with 1/sqrt(width), residual projections not scaled",
     "the first loss lies above ln V", "loss at initialisation", "medium/09_model.ipynb",
     "https://github.com/huggingface/transformers/issues/47458", high_tide, (
-        ("the matrices are drawn too wide, and nothing is scaled for the depth",
-         "wide embeddings make confident guesses that are wrong, and every block adds to the "
+        ("the matrices are drawn with too large a deviation, and nothing is scaled for the depth",
+         "large embeddings make confident predictions that are wrong, and every block adds to the "
          "stream at full size"),
         ("the vocabulary is larger than it should be",
-         "ln V moves slowly: it would take half as many tokens again to lift the loss that far, "
-         "and the stream would not grow with depth"),
-        ("the targets are shifted wrongly",
+         "ln V changes slowly: lifting the loss that far would take half as many tokens again, and "
+         "the stream would not grow with depth"),
+        ("the targets are shifted by the wrong amount",
          "to an untrained model any target is as good as another: it would still score ln V"),
         ("dropout is on during this evaluation",
          "then the two evaluations of the same batch would differ; they are equal")),
@@ -71,10 +71,10 @@ lab("high_tide", "initialised with 1/sqrt(width), residual projections not scale
     inputs=matrices,
     oracle=lambda name, width, L: 0.02 * (0.5 / L)**0.5 if "c_proj" in name.split(".") else 0.02,
     wrongs=(
-        Wrong("it is 1 / sqrt(width)", wide_std,
+        Wrong("the deviation is 1 / sqrt(width)", wide_std,
               "That suits a plain layer; on a tied embedding it makes logits of size 1, and the "
               "first loss is well above ln V."),
-        Wrong("0.02 for all: the residual projections are not scaled", lambda n, w, L: 0.02,
+        Wrong("the residual projections are not scaled", lambda n, w, L: 0.02,
               "The usual cause is a comparison of the full name with \"c_proj.weight\", which "
               "is never equal: the stream then grows with the depth."),
         Wrong("the depth is counted in blocks, not in residual writes",
@@ -83,14 +83,14 @@ lab("high_tide", "initialised with 1/sqrt(width), residual projections not scale
         Wrong("only the attention's projection is scaled",
               lambda n, w, L: 0.02 / math.sqrt(2 * L) if n.endswith("attn.c_proj.weight") else 0.02,
               "The MLP writes into the same stream."),
-        Wrong("it is divided by 2 n_layer, without the square root",
+        Wrong("0.02 is divided by 2 n_layer, without the square root",
               lambda n, w, L: 0.02 / (2 * L) if n.endswith("c_proj.weight") else 0.02,
               "Variances of independent numbers add up, not standard deviations: the blocks of a "
-              "deep model would begin by writing next to nothing."),
+              "deep model would write next to nothing at first."),
         Wrong("every matrix of a block is scaled",
               lambda n, w, L: 0.02 / math.sqrt(2 * L) if ".h." in n else 0.02,
               "c_attn and c_fc read from the stream and do not write into it: their outputs do "
               "not add up with depth.")),
-    hints=("The width does not enter.", "Which two matrices of a block write into the stream? Both "
+    hints=("The width plays no role.", "Which two matrices of a block write into the stream? Both "
            "are called c_proj.", "name.endswith(\"c_proj.weight\")"), rtol=1e-6, atol=1e-9,
     excused={"ignore width": "GPT-2's rule does not use the width: that is the point"})

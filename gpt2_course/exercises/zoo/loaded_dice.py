@@ -13,7 +13,7 @@ def seeds(
     base:int, # seed of the run
     rank:int,
 ) -> tuple:   # of the weights: base itself; of the noise (dropout): base + 1 + rank
-    "The same weights everywhere, other noise on each rank"
+    "The same weights everywhere, different noise on each rank"
     return base, base + 1 + rank
 
 def one_seed(base, rank): return base, base
@@ -39,10 +39,10 @@ lab("loaded_dice", "the same dropout seed on every rank",
     "tough/18_distributed.ipynb", "https://github.com/huggingface/transformers/issues/31412",
     lambda: rows_of("loaded_dice"), (
         ("all ranks draw their noise from the same seed",
-         "the batches differ and the masks do not: eight ranks then try one way of dropping out, "
-         "not eight"),
+         "the batches differ and the masks do not: eight ranks then use one dropout mask, not "
+         "eight"),
         ("all ranks read the same data", "the digests of their batches differ"),
-        ("dropout is off", "half of the numbers are gone"),
+        ("dropout is off", "half of the values have been dropped"),
         ("the masks are sent from rank 0 with the weights", "DDP sends parameters and buffers; a "
          "mask is neither")),
     answer="seeds",
@@ -51,21 +51,22 @@ lab("loaded_dice", "the same dropout seed on every rank",
     inputs=runs_and_ranks,
     oracle=lambda base, rank: (base, sum([base, 1, rank])),
     wrongs=(
-        Wrong("one seed for everything", one_seed,
-              "Equal masks on all ranks: the noise of a large batch is that of a small one, and "
-              "runs on eight GPUs do worse than on one."),
+        Wrong("one seed is used for everything", one_seed,
+              "The masks are equal on all ranks: dropout averages out no better than on one rank, "
+              "and a run on eight GPUs does worse than on one."),
         Wrong("the weights' seed depends on the rank", lambda s, r: (s + r, s + 1 + r),
-              "Without a broadcast every rank starts from other weights, and equal gradients keep "
-              "them apart for ever."),
+              "Without a broadcast every rank starts from different weights, and equal gradients "
+              "never bring them together."),
         Wrong("the rank multiplies the seed", lambda s, r: (s, s * r),
-              "Rank 0 always gets 0, and rank 1 the seed of the weights: no two runs differ on "
-              "rank 0."),
+              "Rank 0 always gets 0, and rank 1 gets the seed of the weights: the noise on rank 0 "
+              "is the same in every run."),
         Wrong("rank 0 draws its noise from the seed of the weights", lambda s, r: (s, s + r),
-              "The ranks differ, but on rank 0 the first dropout masks come from the very numbers "
-              "that made the weights: hence the 1."),
+              "The ranks differ, but on rank 0 the first dropout masks come from the same random "
+              "numbers as the weights: hence the 1."),
         Wrong("the noise's seed is the rank alone", lambda s, r: (s, r),
-              "Every run drops the same numbers, whatever its seed: repeating a run with another "
+              "Every run drops the same values, whatever its seed: repeating a run with another "
               "seed does not show how much the noise matters."),
         Wrong("the noise is the same on every rank", lambda s, r: (s, s + 1),
-              "It has a seed of its own, but one for all ranks: their masks are still equal.")),
+              "The noise has a seed of its own, but all ranks share it: their masks are still "
+              "equal.")),
     hints=("One of the two must be equal on all ranks.", "(base, base + 1 + rank)"))

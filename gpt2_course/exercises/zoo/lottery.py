@@ -35,7 +35,7 @@ def top_k_numpy(logits, k):
     return torch.from_numpy(e / e.sum()).float()
 
 def some_logits(seed):
-    "Logits and numbers of tokens to keep: one, some, all; large ones and equal ones"
+    "Logits and how many tokens to keep: one, some, all; large logits and equal ones"
     draw = normal(seed)
     large = torch.tensor([-1000.0, 1000, 998, 0, 997])
     return [(draw(9), 3), (draw(6), 2), (draw(5), 4), (draw(7), 1), (draw(4), 4), (large, 3),
@@ -44,38 +44,42 @@ def some_logits(seed):
 lab("lottery", "top-k after the softmax, not renormalised",
     "an unlikely token that is drawn far too often", "counting draws", "medium/11_generation.ipynb",
     "https://github.com/ml-explore/mlx-lm/pull/388", lottery, (
-        ("what top-k cut away was not given back to the rest, and falls to the last token",
+        ("the kept probabilities were not renormalised after top-k, and the missing part falls to "
+         "the last token",
          "the running sum ends below 1, and every draw above it lands on the last id, which is not "
          "even among the three"),
         ("the temperature is too high", "then all unlikely tokens would gain, not one of them"),
         ("the random numbers are not uniform", "the three likely tokens are drawn in the right "
-         "proportion to each other"),
+         "proportions"),
         ("k is one too large", "the fourth likeliest would be drawn about as often as its "
-         "probability; the winner here is among the least likely")),
+         "probability; the token drawn too often is among the least likely")),
     answer="top_k_shares",
-    task="Probabilities (V,) of top-k sampling from logits (V,): 0 but for the k largest, which "
-         "add up to 1.",
+    task="The probabilities (V,) of top-k sampling from logits (V,): 0 except for the k largest, "
+         "which add up to 1.",
     inputs=some_logits,
     oracle=top_k_numpy,
     wrongs=(
-        Wrong("the rest is not renormalised", cut_shares,
-              "torch.multinomial forgives it; a running sum, top-p afterwards or a log-likelihood "
-              "do not."),
+        Wrong("the kept probabilities are not renormalised", cut_shares,
+              "torch.multinomial tolerates this; a running sum, top-p afterwards or a "
+              "log-likelihood does not."),
         Wrong("the probabilities go through a second softmax",
               lambda z, k: top_k_shares(z.softmax(-1), k),
               "Probabilities are not logits: the result is nearly flat."),
-        Wrong("the k-th is lost", lambda z, k: top_k_shares(z, k - 1),
-              "A strict > where >= is meant."),
-        Wrong("the others keep a share", lambda z, k: torch.where(
+        Wrong("the k-th largest is lost", lambda z, k: top_k_shares(z, k - 1),
+              "This happens with a strict > where >= is meant."),
+        Wrong("the others keep some probability", lambda z, k: torch.where(
             z >= z.topk(k).values[-1], z, 0.0).softmax(-1),
-              "A logit of 0 is not a probability of 0: masked means -inf."),
+              "A logit of 0 is not a probability of 0: mask with -inf."),
         Wrong("the k smallest are kept",
               lambda z, k: top_k_shares(-z, k) if k == len(z) else torch.where(
                   z <= z.sort().values[k - 1], z, -torch.inf).softmax(-1),
-              "The sort is ascending: the largest are at its end."),
+              "The sort is ascending: the largest are at the end."),
         Wrong("the k largest are equally likely",
               lambda z, k: (z >= z.topk(k).values[-1]).float() / k,
-              "Top-k decides who takes part; the logits still decide how often each is drawn.")),
-    hints=("Cut first, softmax afterwards.", "topk, softmax of its values, scattered back."),
-    excused={"gradient": "it is drawn from: nothing is differentiated through a sample",
+              "Top-k decides which tokens can be drawn; the logits still decide how often each one "
+              "is.")),
+    hints=("Cut first, softmax afterwards.", "Take topk, apply softmax to its values, and scatter "
+                                             "them back."),
+    excused={"gradient": "the probabilities are sampled from: nothing is differentiated through a "
+                         "sample",
              "batch": "one position at a time: (V,)"})

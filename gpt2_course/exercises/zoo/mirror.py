@@ -85,28 +85,29 @@ def put_back(model, epochs):
 lab("mirror", "the best weights are a reference, not a copy",
     "the best checkpoint is the last", "digests of best and last", "tough/19_checkpoint.ipynb",
     "https://github.com/pytorch/tutorials/pull/188", mirror, (
-        ("state_dict() holds the live tensors: what was kept went on training",
-         "the best has the very digest of the last weights"),
+        ("state_dict() holds the live tensors: the weights that were kept went on training",
+         "the best weights have the same digest as the last ones"),
         ("the last weights are the best", "the log says otherwise, by a wide margin"),
-        ("the comparison is the wrong way round", "the marks \"best so far\" stand at falling "
+        ("the comparison is inverted", "the marks \"best so far\" are at falling "
          "losses"),
         ("load_state_dict did nothing", "it copied the tensors onto themselves")),
     answer="best_weights", changes=("model",),
-    task="Apply each change to model.weight in place; return the state_dict of the moment with the "
-         "lowest validation loss, as it was then.",
+    task="Apply each change to model.weight in place; return the state_dict as it was at the "
+         "moment of the lowest validation loss.",
     inputs=layers_and_changes, oracle=best_numpy,
     wrongs=(
-        Wrong("it is a reference to the live weights", best_reference,
-              "state_dict() does not copy: the best weights train on, and early stopping returns "
-              "the overfitted model. dict(...) and .copy() copy the names only."),
-        Wrong("the highest loss is kept", kept_by(np.argmax),
-              "A > from the days when it was an accuracy."),
-        Wrong("the first is kept", kept_by(lambda v: 0),
+        Wrong("a reference to the live weights is returned", best_reference,
+              "state_dict() does not copy: the best weights go on training, and early stopping "
+              "returns the overfitted model. dict(...) and .copy() copy only the names."),
+        Wrong("the weights with the highest loss are kept", kept_by(np.argmax),
+              "The comparison > is right for an accuracy, not for a loss."),
+        Wrong("the first weights are kept", kept_by(lambda v: 0),
               "The best value is never updated: every later comparison is with the first."),
         Wrong("the weights are copied before the change", kept_by(lambda v: np.argmin(v) - 1),
-              "The loss belongs to the weights after the change: what is kept is one epoch old."),
-        Wrong("the model is put back to its best weights", put_back,
-              "The right weights are returned, but the model's own last state is lost: whoever "
-              "trains on begins elsewhere.")),
+              "The loss belongs to the weights after the change: those that are kept are one epoch "
+              "too old."),
+        Wrong("the model is reset to its best weights", put_back,
+              "The right weights are returned, but the model's own last state is lost: further "
+              "training starts from other weights.")),
     hints=("What do the tensors of a state_dict share with the model?",
            "{k: v.clone() for k, v in model.state_dict().items()}, or copy.deepcopy."))

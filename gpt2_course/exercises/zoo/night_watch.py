@@ -29,13 +29,13 @@ lab("night_watch", "a condition for validation that can never hold", "no row of 
     "whole log, and a doctor who finds nothing", "counting the rows by split",
     "medium/13_training.ipynb", "https://github.com/espnet/espnet/pull/1388", night_watch, (
         ("validation never runs: its condition cannot hold",
-         "sixty steps, validation due every ten, and the log has not one row of it"),
+         "after sixty steps, with validation due every ten, the log has not a single row of it"),
         ("all is well: the doctor says so", "the doctor reads what is in the log; a check that "
-         "never ran leaves no trace. Ask what ought to be there"),
+         "never ran leaves no trace. Ask which rows ought to be there"),
         ("validation ran, and its rows come later", "rows are written when they are known, and the "
          "run is over"),
         ("the validation loss was NaN and was left out", "a NaN is a row like any other, and the "
-         "doctor would name it")),
+         "doctor would report it")),
     answer="due",
     task="Whether to validate after `step` updates of `steps`: at each multiple of `every`, and "
          "after the last.",
@@ -44,19 +44,19 @@ lab("night_watch", "a condition for validation that can never hold", "no row of 
                          (45, 10, 60), (8, 8, 8), (3, 8, 3)],
     oracle=lambda step, every, steps: step in {*range(every, steps + 1, every), steps},
     wrongs=(
-        Wrong("it can never hold", never_due,
+        Wrong("the condition can never hold", never_due,
               "Two conditions that exclude each other, such as one in steps and one in "
               "micro-batches: no validation, no best checkpoint, no early warning."),
         Wrong("the end is forgotten", lambda s, e, n: s % e == 0,
-              "Unless the length is a multiple, the final model is never examined."),
+              "Unless the length is a multiple, the final model is never validated."),
         Wrong("the count is off by one", lambda s, e, n: (s + 1) % e == 0 or s == n,
-              "Steps counted from 0 in one place and from 1 in another."),
-        Wrong("it is always due", lambda s, e, n: True,
-              "Right numbers, and most of the time is spent on them."),
-        Wrong("only the end is due", lambda s, e, n: s == n,
-              "One number per run: nobody sees when it began to go wrong, and there is no best "
-              "checkpoint to go back to."),
+              "Steps are counted from 0 in one place and from 1 in another."),
+        Wrong("validation is always due", lambda s, e, n: True,
+              "The losses are right, but most of the time is spent on them."),
+        Wrong("validation is due only at the end", lambda s, e, n: s == n,
+              "There is one value per run: nobody sees when it began to go wrong, and there is no "
+              "best checkpoint to go back to."),
         Wrong("the last step is counted from 0", lambda s, e, n: s % e == 0 or s == n - 1,
-              "In a loop over range(steps) the last index is steps - 1; here step counts updates "
-              "that are done, and the last is steps.")),
-    hints=("Two cases, joined by or.", "step % every == 0 or step == steps"))
+              "In a loop over range(steps) the last index is steps - 1; here step counts finished "
+              "updates, and the last one is steps.")),
+    hints=("There are two cases, joined by or.", "step % every == 0 or step == steps"))

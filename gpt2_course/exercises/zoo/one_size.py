@@ -53,26 +53,26 @@ lab("one_size", "RoPE's table is never cut to the row",
         ("the head size is odd", "then the full length would fail as well"),
         ("the block size in the config is too small", "shorter rows fail, not longer ones")),
     answer="angles",
-    task="RoPE's angles (T, hs / 2) for positions past … past + T - 1: position p, pair i has "
-         "p / 10000^(2 i / hs).",
+    task="RoPE's angles (T, hs / 2) for positions past … past + T - 1: the angle of pair i at "
+         "position p is p / 10000^(2 i / hs).",
     inputs=places, oracle=angles_numpy,
     wrongs=(
         Wrong("the whole table is returned", whole_table,
               "Only rows of exactly block_size work; a row of one is broadcast to all positions."),
         Wrong("the past is forgotten", lambda T, past, hs, b: angles(T, 0, hs, b),
-              "Right in training; in cached generation every new token stands at position 0."),
+              "This is right in training; in cached generation every new token is at position 0."),
         Wrong("the exponent is i / hs",
               lambda T, past, hs, b: torch.arange(past, past + T)[:, None]
               * 10_000.0 ** (-torch.arange(hs // 2) / hs),
-              "The pairs turn too fast: consistent in training, but no longer RoPE, and weights of "
-              "others do not load."),
+              "The pairs rotate too fast: training is consistent, but this is no longer RoPE, and "
+              "other models' weights do not work with it."),
         Wrong("positions are counted from 1", lambda T, past, hs, b: angles(T, past + 1, hs, b),
               "Only differences of positions matter to attention, so training does not notice; "
-              "keys that were cached by other code then lie one turn apart."),
-        Wrong("every rate stands twice",
+              "keys that were cached by other code are then off by one position."),
+        Wrong("every rate appears twice",
               lambda T, past, hs, b: angles(T, past, hs, b).repeat(1, 2),
               "There is one angle for each of the hs / 2 pairs. Tables with hs columns belong to "
-              "the other layout, which turns halves and not neighbours.")),
-    hints=("Positions are torch.arange(past, past + T).", "One rate for each of hs / 2 pairs; an "
-           "outer product of both."),
-    excused={"ignore block": "that the length of the table plays no part is the point"})
+              "the other layout, which rotates halves instead of neighbours.")),
+    hints=("Positions are torch.arange(past, past + T).", "There is one rate for each of the hs / "
+           "2 pairs; take the outer product of both."),
+    excused={"ignore block": "that the length of the table plays no role is the point"})

@@ -45,7 +45,7 @@ def before_change(model, at:int=20) -> float: # largest change of a logit ahead 
     return float((model.eval()(x) - model(other))[0, :at].abs().max())
 
 def id_rows(seed):
-    "Streams of ids whose length leaves something over"
+    "Streams of ids whose length leaves a remainder"
     r = np.random.default_rng(seed)
     return [(torch.from_numpy(r.integers(0, 50, n)), T)
             for n, T in ((15, 4), (13, 5), (6, 3), (13, 4), (12, 4), (9, 1))]
@@ -72,7 +72,7 @@ lab("parrot", "targets not shifted", "a loss far below any bigram, and text that
     "https://github.com/huggingface/transformers/issues/3711", parrot, (
         ("the target of a token is the token itself",
          "copying is learnt in a few dozen steps, on any text, and the sample repeats its last "
-         "letter for ever"),
+         "letter forever"),
         ("the model has overfitted the training text",
          "it scores as well on text that it never saw"),
         ("attention sees the future",
@@ -86,20 +86,21 @@ lab("parrot", "targets not shifted", "a loss far below any bigram, and text that
     inputs=id_rows, oracle=lambda ids, T: (strided(ids, T, 0), strided(ids, T, 1)),
     wrongs=(
         Wrong("the targets are the inputs", same_windows,
-              "The model learns to copy: loss near 0, text of one letter."),
-        Wrong("the targets lie two ahead", lambda ids, T: (strided(ids, T, 0), strided(ids, T, 2)),
-              "Shifted once by the loader and once inside the model: it learns to skip a token, "
-              "with a loss that is a little too high and samples that are nonsense."),
+              "The model learns to copy: its loss is near 0, and its text repeats one letter."),
+        Wrong("the targets are two tokens "
+              "ahead", lambda ids, T: (strided(ids, T, 0), strided(ids, T, 2)),
+              "They are shifted once by the loader and once inside the model: it learns to skip a "
+              "token, with a loss that is a little too high and samples that are nonsense."),
         Wrong("each row is rolled", lambda ids, T: (windows(ids, T)[0],
                                                     windows(ids, T)[0].roll(-1, 1)),
               "The last target of a row is the row's first token, which no model can guess: one "
               "target in T is noise."),
-        Wrong("the targets lie one behind",
+        Wrong("the targets are one token behind",
               lambda ids, T: (strided(ids, T, 1), strided(ids, T, 0)),
               "The model learns the past, which it can see: the loss goes to 0 as if it copied."),
         Wrong("the stream is cut into rows of T + 1", in_blocks,
               "Each row gives up its last token: the first token of every row is never a target, "
-              "and from the second row on the rows lie elsewhere than asked."),
+              "and from the second row on the rows do not start where the task asks."),
         Wrong("a row that fits exactly is left out", one_row_less,
               "W rows need W * T + 1 tokens, and that many are there: (n - 1) // T, not "
               "(n - 2) // T.")),

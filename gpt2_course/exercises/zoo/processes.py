@@ -19,7 +19,7 @@ def plainly(message): # the first line, without places in gloo's code and ports
     return re.sub(r"\[[^]\s]*[/.][^]]*\]\S* ?|\. .*", "", message.splitlines()[0])[:75]
 
 def one_rank(names, rank, world, folder, patience):
-    "The life of one process: one case after the other"
+    "The work of one process: one case after the other"
     import torch.distributed as dist
     torch.set_num_threads(1)
     rank, world, patience = int(rank), int(world), float(patience)

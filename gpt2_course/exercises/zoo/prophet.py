@@ -73,27 +73,28 @@ lab("prophet", "softmax over the wrong axis", "outputs that move when a later to
     "https://github.com/karpathy/ng-video-lecture/issues/42", prophet, (
         ("the softmax runs over the queries, not over the keys",
          "columns add up to 1 and rows do not: a weight then depends on queries that come later, "
-         "and that is how the future gets in, mask or no mask"),
+         "and that is how the future leaks in, mask or no mask"),
         ("there is no mask",
          "without one the rows would still add up to 1; the printed sums do not"),
         ("the positions are off by one",
          "then only the next neighbour could leak; here all later tokens do"),
         ("the targets are not shifted",
-         "the test compares logits: no target enters it")),
+         "the test compares logits, so no target is involved")),
     answer="shares",
-    task="Attention weights (..., T, T) from scores (..., T, T), a row for each query: a softmax "
-         "over the keys that are not in its future; 0 for the others.",
+    task="The attention weights (..., T, T) from scores (..., T, T), with a row for each query: a "
+         "softmax over the keys that are not in its future, and 0 for the others.",
     inputs=some_scores, oracle=softmax_numpy, gradient=True,
     wrongs=(
         Wrong("the softmax runs over the queries", column_shares,
               "Each column adds up to 1: the weight that a query gives depends on later queries, "
-              "so the future leaks, and rows do not add up."),
+              "so the future leaks, and rows do not add up to 1."),
         Wrong("the mask comes after the softmax",
               lambda s: s.softmax(-1) * causal_mask(s.size(-1), s.size(-1)),
-              "Rows no longer add up to 1, and each weight depends on masked scores: a leak."),
+              "Rows no longer add up to 1, and each weight depends on masked scores, which is a "
+              "leak."),
         Wrong("masked scores are set to 0", masked_with(0.0),
-              "e to the 0 is 1, not 0: the future keeps a share."),
-        Wrong("the mask is upside down",
+              "exp(0) is 1, not 0: the future keeps some weight."),
+        Wrong("the mask is inverted",
               lambda s: s.masked_fill(causal_mask(s.size(-1), s.size(-1)).mT.logical_not(),
                                       -torch.inf).softmax(-1),
               "Each query sees itself and its future, never its past."),
@@ -102,8 +103,8 @@ lab("prophet", "softmax over the wrong axis", "outputs that move when a later to
         Wrong("a query does not see itself", masked_with(-torch.inf, diagonal=-1),
               "The diagonal is off by one: the first query has no key at all, and its softmax is "
               "0 / 0."),
-        Wrong("-100 stands for minus infinity", masked_with(-100.0),
+        Wrong("-100 is used for minus infinity", masked_with(-100.0),
               "A real score can lie below it: then the masked keys win. Use -torch.inf, or the "
               "smallest number of the type.")),
-    hints=("Which sums must be 1: those of rows or of columns?",
+    hints=("Which sums must be 1, those of the rows or those of the columns?",
            "Keys are the last dimension.", "masked_fill with -inf, then softmax(-1)."))

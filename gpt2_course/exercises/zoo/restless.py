@@ -13,7 +13,7 @@ def rate_of_dropout(
     p:float,       # of the config
     training:bool, # of the module
 ) -> float:        # what to hand to scaled_dot_product_attention as dropout_p
-    "The kernel drops whatever it is told: it knows no eval mode"
+    "The kernel drops at the rate it is given: it knows no eval mode"
     return p if training else 0.0
 
 def restless() -> dict:
@@ -36,31 +36,32 @@ def as_rate(result, *args): # False and 0 are the rate 0.0, too
 lab("restless", "the fused attention keeps dropping in eval mode",
     "another validation loss each time it is asked", "evaluating twice",
     "medium/07_attention.ipynb", "https://github.com/karpathy/nanoGPT/pull/240", restless, (
-        ("attention goes on dropping: the kernel is a function and has no eval mode",
+        ("attention still applies dropout: the kernel is a function and has no eval mode",
          "the model says that it is not training, and still its answer is random; what else could "
          "draw a number here?"),
         ("model.eval() was forgotten", "the model says training: False"),
         ("the validation batches differ", "it is one batch, ten times"),
-        ("the kernel is not deterministic", "on one core the same sums give the same bits; and the "
-         "losses differ in the fourth digit, not the last")),
+        ("the kernel is not deterministic", "on one core the same sums give the same bits, and the "
+         "losses differ in the fourth digit, not in the last")),
     answer="rate_of_dropout",
     task="The dropout_p to hand to F.scaled_dot_product_attention, from the config's p and the "
          "module's `training`.",
     inputs=rates,
     oracle=lambda p, training: p * int(training), read=as_rate,
     wrongs=(
-        Wrong("p is handed over as it is", lambda p, training: p,
+        Wrong("p is passed on unchanged", lambda p, training: p,
               "Evaluation and samples are random, and validation looks worse than it is."),
-        Wrong("it is the share kept", lambda p, training: 1 - p if training else 1.0,
-              "Other libraries ask for the probability of keeping; this one drops almost all."),
+        Wrong("the probability of keeping is given", lambda p, training: 1 - p if training else 1.0,
+              "Other libraries ask for the probability of keeping; here it makes the kernel drop "
+              "almost everything."),
         Wrong("nothing is ever dropped", lambda p, training: 0.0,
-              "The kernel is right in eval mode, and training lost its dropout."),
-        Wrong("training and eval are exchanged", lambda p, training: 0.0 if training else p,
-              "Dropout only where it hurts."),
+              "Eval mode is right, but training has lost its dropout."),
+        Wrong("training and eval mode are swapped", lambda p, training: 0.0 if training else p,
+              "Dropout is then applied only where it hurts."),
         Wrong("everything is dropped in eval mode", lambda p, training: p if training else 1.0,
-              "A rate of 1 drops all, and the output of every head is 0: what is to be dropped in "
-              "eval mode is nothing, 0.0."),
-        Wrong("the flag is handed over", lambda p, training: float(training),
+              "A rate of 1 drops everything, and the output of every head is 0: in eval mode the "
+              "rate must be 0.0."),
+        Wrong("the flag is passed on", lambda p, training: float(training),
               "True is 1: in training every weight is dropped, whatever p the config has.")),
     hints=("F.dropout has an argument `training`; scaled_dot_product_attention has none.",
            "p if training else 0.0"))

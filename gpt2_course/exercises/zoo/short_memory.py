@@ -26,7 +26,7 @@ def told_twice(q, k, v, dropout=0.0):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=True)
 
 def short_memory() -> str:
-    "A prompt of 12 letters read at once and in two helpings"
+    "A prompt of 12 letters, read at once and in two parts"
     x, told = stream(1, split=2).next()[0][:, :12], []
     model = trained()
     whole = model(x).detach()
@@ -81,10 +81,10 @@ lab("short_memory", "a mask and is_causal given together",
     "https://github.com/huggingface/nanoVLM/issues/80", short_memory, (
         ("is_causal is given where queries and keys differ in number: its triangle starts at the "
          "first key",
-         "the new queries are treated as the first positions and lose most of their past; with "
-         "equally many of both nothing shows"),
+         "the new queries are treated as the first positions and lose most of their past; where "
+         "both have the same number, the mistake does not show"),
         ("the cache stores keys of the wrong layer",
-         "12 + 0 writes and reads the same cache, and is right everywhere"),
+         "12 + 0 writes and reads the same cache and is right everywhere"),
         ("the cache is full and loses its oldest keys",
          "it has room for 32 positions, and only 12 are ever in it"),
         ("rounding: the sums are taken in another order",
@@ -95,22 +95,23 @@ lab("short_memory", "a mask and is_causal given together",
     inputs=cached_rows, oracle=attention_numpy, gradient=True,
     wrongs=(
         Wrong("the triangle starts at the first key", with_mask(lambda T, S: causal_mask(S, S)[:T]),
-              "is_causal counts from the upper left: with a cache the new queries see the oldest "
-              "keys only. Some versions refuse is_causal beside a mask, others apply both."),
+              "is_causal counts from the upper left: with a cache the new queries see only the "
+              "oldest keys. Some versions refuse is_causal beside a mask, others apply both."),
         Wrong("nothing is masked", with_mask(lambda T, S: torch.ones(T, S, dtype=torch.bool)),
               "One query may see all; several at once then see each other's future."),
         Wrong("the mask is inverted", with_mask(lambda T, S: ~causal_mask(T, S)),
-              "For this kernel True means: may look. In other libraries it means the opposite."),
+              "For this kernel True means that a query may look. In other libraries it means the "
+              "opposite."),
         Wrong("a query does not see itself",
               with_mask(lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(S - T - 1)),
               "The diagonal is off by one: the newest token is read, but never used."),
         Wrong("the cache is not read", only_the_new,
-              "The queries see the newest T keys and nothing before: with one token at a time, "
-              "each sees only itself."),
+              "The queries see the newest T keys and nothing before them: with one token at a "
+              "time, each sees only itself."),
         Wrong("the scores are not scaled",
               lambda q, k, v: mixed(q * math.sqrt(q.size(-1)), k, v),
               "Without the division by sqrt(hs) the softmax is sharper than the one that the "
               "weights were trained with.")),
     hints=("The last query is the newest position: it sees all S keys.",
-           "A boolean mask (T, S): ones, lower triangle, moved by S - T.",
+           "Make a boolean mask (T, S) of ones and keep its lower triangle, shifted by S - T.",
            "torch.ones(T, S, dtype=torch.bool).tril(S - T), and no is_causal."))

@@ -57,26 +57,26 @@ lab("sideways", "Conv1D weights not transposed where the matrix is square",
     "weights that load without a complaint, and a loss that is too high",
     "layer by layer against the original", "medium/10_pretrained.ipynb",
     "https://github.com/AutoGPTQ/AutoGPTQ/pull/139", sideways, (
-        ("the square matrix is the wrong way round: its shape could not tell",
+        ("the square matrix is the wrong way round: its shape does not show it",
          "everything agrees up to c_attn, and attn.c_proj, the only square one, is the first that "
          "does not"),
         ("some weights were not loaded", "the report says that all keys match"),
         ("the file holds float16", "the first two layers agree to the last printed digit"),
-        ("the heads are in another order", "that would be made by c_attn, which agrees")),
+        ("the heads are in another order", "that order is set by c_attn, which agrees")),
     answer="to_linear",
     task="A state dict for nn.Linear from one for Conv1D, whose weights (names that end in "
          "attn.c_attn, attn.c_proj, mlp.c_fc or mlp.c_proj, then .weight) are stored as (in, out).",
     inputs=conv_states, oracle=transposed_numpy,
     wrongs=(
         Wrong("only what does not fit is transposed", by_shape,
-              "attn.c_proj is square: it fits either way, loads without a word and is wrong."),
+              "attn.c_proj is square: it fits either way, loads without an error and is wrong."),
         Wrong("every matrix is transposed",
               lambda s: {n: t.T if t.dim() > 1 else t for n, t in s.items()},
-              "The embedding is no Conv1D: it already is (V, C)."),
+              "The embedding is not a Conv1D: it is already (V, C)."),
         Wrong("it is reshaped instead of transposed",
               lambda s: {n: t.reshape(t.size(1), t.size(0)) if n.endswith(CONV1D) else t
                          for n, t in s.items()},
-              "The shape is right and the numbers are scrambled."),
+              "The shape is right, but the values are scrambled."),
         Wrong("the MLP is forgotten",
               lambda s: {n: t.T if n.endswith(CONV1D[:2]) else t for n, t in s.items()},
               "Four matrices of each block are Conv1D, not two."),
@@ -86,7 +86,7 @@ lab("sideways", "Conv1D weights not transposed where the matrix is square",
               "stay as they were initialised, or loading fails."),
         Wrong("matrices are mirrored, not transposed",
               lambda s: {n: t.flip(0, 1).T if n.endswith(CONV1D) else t for n, t in s.items()},
-              "Rows and columns change places and keep their order: entry (i, j) goes to (j, i), "
-              "nothing more.")),
+              "In a transpose rows and columns are swapped and keep their order: entry (i, j) goes "
+              "to (j, i), nothing more.")),
     hints=("For which of the four do (in, out) and (out, in) have the same shape?",
            "Go by the name: name.endswith(...)."))

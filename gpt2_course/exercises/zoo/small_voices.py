@@ -14,7 +14,7 @@ def token_gradient(
     w,       # (D,) weights, requires_grad
     batches, # micro-batches of one step: x (n, D), y (n,), n differs
 ):           # (D,) gradient of F.mse_loss over all rows
-    "Every row counts the same, wherever it stands"
+    "Every row counts the same, whichever micro-batch it is in"
     n = sum(len(y) for _, y in batches)
     for x, y in batches: (F.mse_loss(x @ w, y, reduction="sum") / n).backward()
     return w.grad
@@ -45,36 +45,37 @@ lab("small_voices", "a mean of means where micro-batches have unequal numbers of
     "the loss of the same rows depends on how they are grouped", "one big batch, other groupings",
     "easy/04_loss.ipynb", "https://github.com/huggingface/transformers/pull/34191", small_voices, (
         ("each micro-batch's mean counts the same, however few tokens are in it",
-         "tokens of short passages get louder the more passages of their kind are grouped; with "
-         "one group nothing shows"),
-        ("padding is attended to", "it lies behind the text, and attention looks back only; and "
-         "the grouping would not matter"),
+         "tokens of short passages get more weight the more such passages are grouped; with one "
+         "group nothing shows"),
+        ("padding is attended to", "it comes after the text, and attention only looks back; "
+         "besides, the grouping would not matter"),
         ("dropout", "the model is in eval mode, and one group gives the same number twice"),
         ("the losses are not divided by the number of micro-batches",
          "then 16 would give 16 times the loss of one")),
     answer="token_gradient",
-    task="The gradient (D,) of F.mse_loss over all rows of a step, by one backward for each "
-         "micro-batch; their numbers of rows differ.",
+    task="The gradient (D,) of F.mse_loss over all rows of a step, computed with one backward pass "
+         "per micro-batch; the micro-batches differ in their numbers of rows.",
     inputs=lambda seed: step_batches(seed, ((1, 5), (2, 3, 7), (4, 1, 1, 2), (3,))),
     oracle=gradient_of_rows, atol=2e-3,
     wrongs=(
-        Wrong("it is a mean of means", whole_gradient,
-              "A row in a small micro-batch weighs more than one in a large: training follows the "
-              "short documents, and two groupings of one batch disagree."),
+        Wrong("the result is a mean of means", whole_gradient,
+              "A row in a small micro-batch has more weight than one in a large one: training "
+              "favours the short documents, and two groupings of one batch disagree."),
         Wrong("each micro-batch is divided by the largest one's rows",
               lambda w, b: token_sum(w, b) / (len(b) * max(len(y) for _, y in b)),
-              "Padding is counted as if it were text: the gradient is too short."),
+              "Padding is counted as if it were text: the gradient is too small."),
         Wrong("the sum is divided by the number of micro-batches",
               lambda w, b: token_sum(w, b) / len(b),
-              "The gradient grows with the tokens: longer documents, larger steps."),
-        Wrong("the rows are counted on the way", counted_on_the_way,
-              "The first micro-batch is divided by its own rows only and weighs too much: count "
-              "all rows of the step before the first backward."),
-        Wrong("means are added up", undivided,
-              "Each mean counts as much as all rows together should: the gradient is too long, and "
-              "it still favours the small micro-batches.")),
-    hints=("Which number of rows belongs under the sum of all squares?",
-           "reduction=\"sum\", and divide by the rows of the whole step: count them first."),
+              "The gradient grows with the number of tokens: longer documents lead to larger "
+              "steps."),
+        Wrong("each sum is divided by the rows seen so far", counted_on_the_way,
+              "The first micro-batch is divided by its own rows only and gets too much weight: "
+              "count all rows of the step before the first backward."),
+        Wrong("the means are added up", undivided,
+              "Each mean counts as much as all rows together should: the gradient is too large, "
+              "and it still favours the small micro-batches.")),
+    hints=("By which number of rows must the sum of all squares be divided?",
+           "Use reduction=\"sum\" and divide by the rows of the whole step: count them first."),
     excused={"batch": "w is a vector: the batches are in the list"})
 
 def token_sum(w, batches): # gradient of the sum over all rows

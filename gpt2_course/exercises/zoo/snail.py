@@ -45,37 +45,39 @@ lab("snail", "tokens per millisecond reported as tokens per second",
     "a speed a thousand times too low", "a clock on the wall", "medium/13_training.ipynb", "",
     snail, (
         ("the tokens are divided by milliseconds",
-         "tokens of all steps over seconds on the wall give a thousand times the logged speed"),
+         "tokens of all steps over wall-clock seconds give a thousand times the logged speed"),
         ("only one of the four micro-batches is counted",
          "then it would be off by a factor of 4, not of 1000"),
         ("it counts sequences instead of tokens",
          "then it would be off by the 32 tokens of a row"),
         ("the machine was busy with something else",
-         "the wall clock agrees with the milliseconds of the log: the steps are as fast as they "
-         "are, only the division is wrong")),
+         "the wall clock agrees with the milliseconds of the log: the steps take the time that is "
+         "logged; only the division is wrong")),
     answer="tokens_per_second",
     task="Tokens per second of all processes together, for a step of `accumulate` micro-batches of "
          "B rows of T tokens in each of `world` processes that took `seconds`.",
     inputs=timed_steps,
     oracle=lambda *a: math.prod(a[:4]) / a[4],
     wrongs=(
-        Wrong("the seconds became milliseconds", slow_speed,
-              "The log shows dt in milliseconds, and the same variable is divided by: a thousand "
-              "times too slow, and the estimate of the end a thousand times too far."),
-        Wrong("one micro-batch stands for the whole step",
+        Wrong("the tokens are divided by milliseconds", slow_speed,
+              "The log shows dt in milliseconds, and the tokens are divided by the same variable: "
+              "the speed is a thousand times too low, and the estimated time to finish a thousand "
+              "times too long."),
+        Wrong("one micro-batch is counted as the whole step",
               lambda B, T, a, w, s: B * T * w / s,
-              "With accumulation the step has more tokens than a pass: the speed seems to fall "
-              "as you accumulate."),
-        Wrong("it is the speed of one process", lambda B, T, a, w, s: B * T * a / s,
-              "The estimate of the end, made from all the run's tokens, is then too far away by a "
-              "factor of the number of processes."),
-        Wrong("it is seconds per token", lambda B, T, a, w, s: s / (B * T * a * w),
+              "With accumulation a step has more tokens than a single pass: the speed seems to "
+              "fall as you accumulate."),
+        Wrong("the speed is that of one process", lambda B, T, a, w, s: B * T * a / s,
+              "The estimated time to finish, computed from all the run's tokens, is then too long "
+              "by a factor of the number of processes."),
+        Wrong("the result is in seconds per token", lambda B, T, a, w, s: s / (B * T * a * w),
               "Check the units: tokens over seconds."),
         Wrong("rows are counted instead of tokens", lambda B, T, a, w, s: B * a * w / s,
               "That is sequences per second: two runs with rows of different lengths can no "
               "longer be compared."),
-        Wrong("the number of micro-batches is divided by",
+        Wrong("the tokens are divided by the number of micro-batches",
               lambda B, T, a, w, s: B * T * w / (a * s),
               "The step took `seconds` for all of its micro-batches, and all of their tokens "
               "belong to it: accumulate multiplies.")),
-    hints=("Count the tokens of the whole step first.", "B * T * accumulate * world of them."))
+    hints=("Count the tokens of the whole step first.", "There are B * T * accumulate * world of "
+                                                        "them."))

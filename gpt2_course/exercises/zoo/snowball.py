@@ -13,7 +13,7 @@ def descend(
     batches,  # list of x (n, D), y (n,)
     lr:float,
 ):            # (D,) weights after one step of gradient descent on each batch's F.mse_loss(x @ w, y)
-    "A step for each batch, each by its own gradient"
+    "One step for each batch, each along its own gradient"
     for x, y in batches:
         w.grad = None
         F.mse_loss(x @ w, y).backward()
@@ -74,10 +74,11 @@ lab("snowball", "optimizer.zero_grad() is missing",
          "each step follows the sum of all gradients so far: the norm grows with their number, at "
          "any learning rate"),
         ("the learning rate is too high",
-         "a tenth of it shows the same growing norm; and last week's code liked the higher one"),
+         "a tenth of it shows the same growing norm, and last week's code trained well with the "
+         "higher one"),
         ("the gradients explode because the network is deep",
          "two blocks are not deep, and an explosion is there at the first step, not after eighty"),
-        ("the batches become harder", "last week's code read the same ones")),
+        ("the batches get harder", "last week's code read the same ones")),
     answer="descend", changes=("w",),
     task="Change w in place by one step of plain gradient descent for each batch, w -= lr * "
          "gradient of F.mse_loss(x @ w, y), as an optimizer does, and return w.detach().",
@@ -85,16 +86,17 @@ lab("snowball", "optimizer.zero_grad() is missing",
     wrongs=(
         Wrong("the old gradient is never cleared", snowball_descend,
               "backward adds into .grad: step 100 follows the sum of a hundred gradients."),
-        Wrong("it is cleared between backward and the step", lambda w, b, lr: w.detach(),
-              "Nothing is left to follow: the weights never move."),
+        Wrong("the gradient is cleared between backward and the step", lambda w, b, lr: w.detach(),
+              "No gradient is left to follow: the weights never move."),
         Wrong("all batches make one step", one_big_step,
-              "That is accumulation: right if you want it, but here each batch gets a step."),
-        Wrong("all gradients are taken at the first weights", from_the_start,
-              "The second batch has to be read with the weights that the first one left: otherwise "
-              "the loop makes one long step."),
-        Wrong("a copy is trained, and w stays", elsewhere,
+              "That is gradient accumulation. It is right if you want it, but here each batch gets "
+              "its own step."),
+        Wrong("all gradients are computed at the initial weights", from_the_start,
+              "The second gradient has to be computed at the weights that the first step left: "
+              "otherwise the loop makes one long step."),
+        Wrong("a copy is trained, and w stays unchanged", elsewhere,
               "The result is right, but the model that holds w has learnt nothing: w - lr * g is a "
               "new tensor; w -= lr * g under no_grad changes the one that is there.")),
     hints=("What is in w.grad when the second backward begins?",
-           "w.grad = None (or optimizer.zero_grad()) once a step, ahead of backward."),
+           "w.grad = None (or optimizer.zero_grad()) once per step, before backward."),
     excused={"batch": "w is a vector: the batches are in the list"})

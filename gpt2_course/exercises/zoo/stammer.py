@@ -35,7 +35,7 @@ def stammer() -> dict:
     return dict(off=off)
 
 def helpings(seed):
-    "An empty cache, one token after some, several at once"
+    "An empty cache, one token after several, several at once"
     r = np.random.default_rng(seed)
     return [(0, 5), (int(r.integers(3, 7)), 1), (7, 2), (1, 3), (int(r.integers(2, 5)), 6)]
 
@@ -44,33 +44,34 @@ lab("stammer", "the cached positions are off by one",
     "cache against no cache, token by token", "medium/11_generation.ipynb",
     "https://github.com/ml-explore/mlx-lm/pull/93", stammer, (
         ("with a cache, new tokens get the position of the one before them",
-         "the first token stands at 0 either way; every later one is embedded a place too early"),
+         "the first token is at 0 either way; every later one is embedded one position too early"),
         ("the cache drops the oldest token",
          "then the difference would begin small and grow as more is lost; it is there in full at "
          "the second token"),
-        ("keys and values are exchanged in the cache",
+        ("keys and values are swapped in the cache",
          "then the very first cached token would be wrong too"),
         ("rounding: the cached sums are taken in another order",
          "rounding is a millionth, as at the first token; these are tenths")),
     answer="positions",
-    task="The positions of T given tokens, (T,), when `past` tokens are in the cache already.",
+    task="The positions of T given tokens, (T,), when `past` tokens are already in the cache.",
     inputs=helpings,
     oracle=lambda past, T: torch.tensor([past + i for i in range(T)]),
     wrongs=(
-        Wrong("they lag by one", one_behind,
+        Wrong("the positions lag by one", one_behind,
               "The length of the cache is taken for the last position: all new tokens are embedded "
-              "a place too early, and the text stammers."),
-        Wrong("they start at 0 again", lambda past, T: torch.arange(T),
-              "Right without a cache and for the prompt; each new token then claims to be the "
-              "first of the text."),
-        Wrong("they are one ahead", lambda past, T: torch.arange(past + 1, past + T + 1),
+              "one position too early, and the text stammers."),
+        Wrong("the positions start at 0 again", lambda past, T: torch.arange(T),
+              "This is right without a cache and for the prompt; but each new token then claims to "
+              "be the first of the text."),
+        Wrong("the positions are one ahead", lambda past, T: torch.arange(past + 1, past + T + 1),
               "Position 0 is never used, and the last one falls off the table."),
-        Wrong("all get the same position", lambda past, T: torch.full((T,), past),
-              "Right for one token at a time; a prompt loses its order."),
+        Wrong("all tokens get the same position", lambda past, T: torch.full((T,), past),
+              "This is right for one token at a time, but a prompt loses its order."),
         Wrong("the cached tokens get positions again", lambda past, T: torch.arange(past + T),
               "Their keys are in the cache, positions included: only the T new tokens are embedded "
               "now."),
         Wrong("T is taken for the end", lambda past, T: torch.arange(past, T),
-              "arange wants a start and an end: T is how many there are, the end is past + T.")),
+              "arange takes a start and an end: T is the number of tokens, and the end is past + "
+              "T.")),
     hints=("The first new token follows `past` others: how many positions are taken?",
-           "torch.arange from past, T of them."))
+           "Use torch.arange, starting at past, for T positions."))

@@ -27,7 +27,7 @@ def clip(grads, max_norm): # all shortened by one factor, if they are too long t
 def clip_first(grads, scale, max_norm): return [g / scale for g in clip(grads, max_norm)]
 
 def standstill() -> dict:
-    "Losses and logged norms of a run with a scaled loss, and how far the weights came"
+    "Losses and logged norms of a run with a scaled loss, and how far the weights moved"
     model, loader, start = tiny(), stream(), tiny()
     out = dict(losses=[], norms=[])
     for s in range(60):
@@ -63,37 +63,40 @@ lab("standstill", "gradients clipped before they are unscaled",
     "medium/12_optim.ipynb", "https://github.com/Lightning-AI/pytorch-lightning/issues/9599",
     standstill, (
         ("the gradient is clipped while it is still scaled, then unscaled",
-         "its length becomes 1 / 65536 after unscaling: the weights move, by next to nothing"),
+         "its norm becomes 1 / 65536 after unscaling: the weights move by next to nothing"),
         ("the gradients explode", "divided by the scale of 65536 their norm is an ordinary one"),
         ("the scaler finds infinities and skips every step",
          "then the weights would not have moved at all; they did, a little"),
         ("the learning rate is too small",
          "0.5 times an ordinary gradient of length 1 would move the weights visibly in one step")),
     answer="ready",
-    task="Gradients for the optimiser, as a list: those of a loss that was multiplied by `scale`, "
-         "unscaled, then all shortened by one factor if together they are longer than max_norm.",
+    task="The gradients for the optimiser, as a list: those of a loss that was multiplied by "
+         "`scale`, unscaled, then all multiplied by one factor if their joint norm exceeds "
+         "max_norm.",
     inputs=scaled_gradients, oracle=ready_numpy, atol=1e-8,
     wrongs=(
-        Wrong("clipped first, unscaled afterwards", clip_first,
-              "The scaled norm is always above the limit: every gradient is cut to max_norm / "
-              "scale, and nothing moves. AdamW hides it, descent stands still."),
-        Wrong("never unscaled", lambda g, s, m: clip(g, m),
-              "The direction is right, the length is max_norm at every step, however small the "
+        Wrong("the gradients are clipped first and unscaled afterwards", clip_first,
+              "The scaled norm is always above the limit: every gradient is clipped to a norm of "
+              "max_norm / scale, and nothing moves. AdamW hides this; plain gradient descent "
+              "stands still."),
+        Wrong("the gradients are never unscaled", lambda g, s, m: clip(g, m),
+              "The direction is right, but the norm is max_norm at every step, however small the "
               "gradient was."),
         Wrong("each tensor is clipped by itself",
               lambda g, s, m: [clip([t / s], m)[0] for t in g],
-              "The gradient's direction changes: long tensors are cut, short ones are not."),
-        Wrong("never clipped", lambda g, s, m: [t / s for t in g],
+              "The gradient's direction changes: tensors with a large norm are scaled down, others "
+              "are not."),
+        Wrong("the gradients are never clipped", lambda g, s, m: [t / s for t in g],
               "One bad batch then makes one enormous step, and the run may not recover from it."),
-        Wrong("short gradients are lengthened, too",
+        Wrong("small gradients are scaled up too",
               lambda g, s, m: [t / s * (m / max(length(g) / s, 1e-12)) for t in g],
-              "Every step has the full length max_norm, also where the gradient has almost "
-              "vanished: the factor must not exceed 1."),
+              "Every step has the full norm max_norm, even where the gradient has almost vanished: "
+              "the factor must not exceed 1."),
         Wrong("each entry is clipped to max_norm",
               lambda g, s, m: [(t / s).clamp(-m, m) for t in g],
               "That is clipping by value: large entries are cut, small ones are not, and the "
-              "gradient points elsewhere.")),
+              "gradient's direction changes.")),
     hints=("In which units is max_norm: those of the loss, or of scale x loss?",
            "Divide every tensor by scale before you measure anything.",
-           "One factor for all: min(1, max_norm / length of all together)."),
+           "Use one factor for all: min(1, max_norm / norm of all together)."),
     excused={"gradient": "these are gradients: nothing is differentiated a second time"})

@@ -17,7 +17,7 @@ def warm_up(
     return max_lr * min(1.0, (step + 1) / warmup)
 
 def steps_of_a_rise(seed):
-    "Steps before, at and behind both ends of the rise"
+    "Steps before, at and after both ends of the rise"
     r = np.random.default_rng(seed)
     return [(s, w, float(r.uniform(1e-4, 1e-2))) for s, w in
             ((0, 10), (4, 10), (8, 10), (9, 10), (10, 10), (25, 10), (0, 1), (1, 1), (2, 4))]
@@ -51,21 +51,21 @@ lab("still_water", "learning rate 0 at step 0", "weights equal before and after 
          "differ from that of step 0: it is equal")),
     answer="warm_up",
     task="The learning rate of a step (0, 1, 2 …): before step 0 it is 0, each step raises it by "
-         "the same amount, step warmup - 1 is the first at max_lr, and there it stays.",
+         "the same amount, step warmup - 1 is the first at max_lr, and it stays there.",
     inputs=steps_of_a_rise,
     oracle=lambda step, warmup, max_lr: float(np.interp(step + 1, [0, warmup], [0, max_lr])),
     wrongs=(
         Wrong("the rise is counted from 0", late_warm_up,
-              "The first step has learning rate 0 and moves nothing: a whole batch is read for "
-              "no update, and the maximum comes a step late."),
-        Wrong("it is divided by warmup + 1",
+              "The first step has learning rate 0 and moves nothing: a whole batch is wasted, and "
+              "the maximum comes a step late."),
+        Wrong("the rate is divided by warmup + 1",
               lambda s, w, m: m * min(1.0, (s + 1) / (w + 1)),
-              "The first step moves, but the maximum is reached a step later than asked."),
+              "The first step moves, but the maximum is reached one step too late."),
         Wrong("the rise never ends", lambda s, w, m: m * (s + 1) / w,
-              "After the warm-up the rate keeps growing, and soon the loss does, too."),
+              "After the warm-up the rate keeps growing, and soon the loss does too."),
         Wrong("the division drops the fraction", lambda s, w, m: m * min(1, (s + 1) // w),
-              "// gives 0 at every step before the last of the warm-up: nothing moves, and then "
-              "the full rate comes without any warm-up at all."),
+              "// gives 0 at every step of the warm-up but the last: nothing moves, and then the "
+              "full rate comes without any warm-up."),
         Wrong("every step of the warm-up has the same rate",
               lambda s, w, m: m if s + 1 >= w else m / w,
               "max_lr / warmup is the amount by which each step raises the rate, not the rate "

@@ -40,13 +40,13 @@ lab("stranger", "_orig_mod. in the names of a compiled model's checkpoint",
     "a model that has forgotten everything, loaded without an error",
     "loss after loading against ln V; missing keys", "tough/19_checkpoint.ipynb",
     "https://github.com/karpathy/nanoGPT/issues/325", stranger, (
-        ("no name in the file fits, and strict=False says nothing",
-         "every key is missing, every key is unexpected, and the loss is that of a model that "
-         "knows nothing"),
+        ("no name in the file matches, and strict=False reports nothing",
+         "all of the model's keys are missing, all of the file's are unexpected, and the loss is "
+         "that of an untrained model"),
         ("the file is damaged", "it holds all tensors"),
         ("the tied weights came apart", "then one table would be missing, not everything"),
-        ("the model is in training mode", "there is no dropout in it; and no dropout brings a loss "
-         "to ln V")),
+        ("the model is in training mode", "there is no dropout in it, and no dropout would raise a "
+         "loss to ln V")),
     answer="clean",
     task="The same dict with every \"_orig_mod.\" removed from its names.",
     inputs=compiled_states,
@@ -56,26 +56,26 @@ lab("stranger", "_orig_mod. in the names of a compiled model's checkpoint",
         Wrong("nothing is removed", lambda s: dict(s),
               "Loading fails with a long list of names, or, with strict=False, does nothing at "
               "all."),
-        Wrong("it is removed at the front only",
+        Wrong("the prefix is removed at the front only",
               lambda s: {n.removeprefix("_orig_mod."): t for n, t in s.items()},
-              "A model whose blocks were compiled one by one has it in the middle of names."),
+              "A model whose blocks were compiled one by one has it in the middle of its names."),
         Wrong("lstrip is used",
               lambda s: {n.lstrip("_orig_mod."): t for n, t in s.items()},
-              "lstrip takes a set of letters: it eats the beginnings of names that begin with any "
-              "of them, such as mod.bias."),
+              "lstrip takes a set of characters: it removes them from the front of any name that "
+              "begins with one of them, such as mod.bias."),
         Wrong("module. is removed instead",
               lambda s: {n.replace("module.", "").replace("_orig_mod", ""): t
                          for n, t in s.items()},
-              "That is DDP's prefix, and a dot was left behind."),
+              "module. is DDP's prefix, and a dot is left behind."),
         Wrong("the dot is left behind",
               lambda s: {n.replace("_orig_mod", ""): t for n, t in s.items()},
-              "\".wte.weight\" is as strange to the model as the name was before: the dot belongs "
-              "to what torch.compile adds."),
+              "\".wte.weight\" is as unknown to the model as the name was before: the dot is "
+              "part of what torch.compile adds."),
         Wrong("only the first one in a name is removed",
               lambda s: {n.replace("_orig_mod.", "", 1): t for n, t in s.items()},
               "A compiled model with compiled blocks has it twice in one name."),
         Wrong("only what follows the last _orig_mod. is kept",
               lambda s: {n.split("_orig_mod.")[-1]: t for n, t in s.items()},
-              "Where a block was compiled, h.0. stands before it: without it all blocks have the "
-              "same names, and only one of them is left.")),
+              "Where a block was compiled, h.0. comes before the prefix: without it all blocks "
+              "have the same names, and only one of them is left.")),
     hints=("It can stand anywhere in a name.", "name.replace(\"_orig_mod.\", \"\")"))

@@ -14,7 +14,7 @@ def order(
     seed:int,
     epoch:int, # 0, 1, 2 …
 ):             # (n,) int64: the windows in the order of this epoch
-    "Every epoch another order, and always the same one for the same seed and epoch"
+    "A new order for every epoch, always the same one for the same seed and epoch"
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 def in_order(n, seed, epoch): return np.arange(n)
@@ -45,35 +45,35 @@ lab("tide", "shards read in their own order, epoch after epoch", "a loss that ri
         ("unlike shards are read one after the other, in the same order each epoch",
          "the period is the length of an epoch in steps, and each stretch of it has a level of "
          "its own"),
-        ("the learning rate is too high", "noise of too large steps has no period"),
-        ("the schedule of the learning rate restarts", "this run has a constant one; a restart "
-         "would also lift all of an epoch, not a third of it"),
+        ("the learning rate is too high", "the noise of steps that are too large has no period"),
+        ("the schedule of the learning rate restarts", "this run has a constant one; besides, a "
+         "restart would affect a whole epoch, not a third of it"),
         ("the model overfits", "that bends validation upwards; the training loss would fall")),
     answer="order",
-    task="The order in which an epoch reads n windows: np.random.default_rng([seed, epoch])'s "
-         "permutation, another one each epoch.",
+    task="The order in which an epoch reads n windows: the permutation of "
+         "np.random.default_rng([seed, epoch]), a new one for each epoch.",
     inputs=epochs,
     oracle=lambda n, s, e: np.random.Generator(np.random.PCG64([s, e])).permutation(np.arange(n)),
     wrongs=(
-        Wrong("the windows come as they lie", in_order,
-              "Neighbours are alike: the loss follows the shards, and steps follow one shard for "
-              "long."),
+        Wrong("the windows are read in their original order", in_order,
+              "Neighbouring windows are alike: the loss follows the shards, and many steps in a "
+              "row follow one shard."),
         Wrong("every epoch has the same order",
               lambda n, s, e: np.random.default_rng(s).permutation(n),
-              "Shuffled once, so the tide is gone; but each epoch repeats the same batches, with "
-              "the same unlucky neighbours."),
-        Wrong("the seed plays no part", lambda n, s, e: np.random.default_rng(e).permutation(n),
+              "The windows are shuffled once, so the tide is gone, but each epoch repeats the same "
+              "batches in the same order."),
+        Wrong("the seed is ignored", lambda n, s, e: np.random.default_rng(e).permutation(n),
               "Two seeds then read the same data in the same order: they are not two experiments."),
-        Wrong("windows are drawn with repeats",
+        Wrong("windows are drawn with replacement",
               lambda n, s, e: np.random.default_rng([s, e]).integers(0, n, n),
-              "A third of the windows is missed in an epoch and others come twice. A fair choice, "
-              "but not an epoch."),
+              "More than a third of the windows are missed in an epoch, and others come twice. "
+              "This is a fair sample, but not an epoch."),
         Wrong("seed and epoch are added",
               lambda n, s, e: np.random.default_rng(s + e).permutation(n),
               "Epoch 1 of seed 0 is then epoch 0 of seed 1: neighbouring seeds read the same "
               "orders, one epoch apart."),
-        Wrong("epoch and seed are exchanged",
+        Wrong("epoch and seed are swapped",
               lambda n, s, e: np.random.default_rng([e, s]).permutation(n),
-              "A good order, but another one: whoever resumes with the agreed [seed, epoch] reads "
-              "other windows.")),
-    hints=("A generator made of both numbers: default_rng([seed, epoch]).", ".permutation(n)"))
+              "This is a good order, but a different one: a run that is resumed with the agreed "
+              "[seed, epoch] reads other windows.")),
+    hints=("Seed a generator with both numbers: default_rng([seed, epoch]).", ".permutation(n)"))

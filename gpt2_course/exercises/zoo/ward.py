@@ -81,7 +81,7 @@ def runs(seed, each): # (rows, name) of so many runs of every kind, in random or
     return [found[i] for i in rng.permutation(len(found))]
 
 def share_right(fn, seconds):
-    "How many of 180 runs that nobody has seen get their right name, after 90 with their names"
+    "What fraction of 180 unseen runs get their right name, after 90 with their names"
     known, unseen = copy.deepcopy((runs(26, 10), runs(2026, 20)))
     said = fn(known, [rows for rows, _ in unseen])
     try: said = list(said)
@@ -112,7 +112,7 @@ def asked_in_turn(rows):
 set_challenge(Challenge(
     name="zoo.triage", chapter="26",
     task="Your function gets `known`, a list of 90 pairs (rows, name), and `patients`, a list of "
-         "rows of 180 other runs; it gives the list of the patients' names: \"healthy\", or the "
+         "rows of 180 other runs; it returns the list of the patients' names: \"healthy\", or the "
          "cage whose bug the run has (ten known runs and twenty patients of each).",
     score=share_right, plain=by_rules, to_beat=0.6778, unit="of the patients named correctly",
     measured="two cores of an AMD EPYC, one thread, November 2026", lower=False, seconds=30))

@@ -47,34 +47,34 @@ lab("wither", "LayerNorm weights decayed", "LayerNorm weights shrink together, s
          "it looks for \"norm\", and they are called ln_1, ln_2 and ln_f: all of them sink"),
         ("the gradients vanish", "a weight without a gradient stays where it is; these move every "
          "step"),
-        ("the learning rate is too high", "then they would jump about, not sink smoothly"),
-        ("the loss wants small activations", "then they would sink while it helps and come to "
-         "rest; these sink from the very first step, and go on")),
+        ("the learning rate is too high", "then they would jump around, not sink smoothly"),
+        ("the loss wants small activations", "then they would sink while that helps and come to "
+         "rest; these sink from the very first step, and do not stop")),
     answer="decayed",
-    task="The sorted names of the parameters that weight decay shall shrink, from a dict of names "
+    task="The sorted names of the parameters to which weight decay applies, from a dict of names "
          "and shapes: matrices, stacks of matrices and embeddings.",
     inputs=shapes_of, oracle=lambda shapes: sorted(k for k in shapes if len(shapes[k]) > 1),
     wrongs=(
         Wrong("a LayerNorm is known by \"norm\" in its name", by_name,
               "GPT-2 calls them ln_1, ln_2, ln_f: they are decayed like matrices, their gain "
-              "sinks, and the next layers must make up for it."),
+              "shrinks, and the next layers must make up for it."),
         Wrong("everything is decayed", lambda s: sorted(s),
               "Biases and gains have no reason to be near 0."),
         Wrong("only biases are spared", lambda s: sorted(n for n in s if "bias" not in n),
               "The weights of LayerNorms are vectors too."),
         Wrong("embeddings are spared too",
               lambda s: sorted(n for n in decayed(s) if not n.startswith("w")),
-              "A choice some make; GPT-2's tied table is a matrix like the others."),
+              "Some recipes do this, but GPT-2's tied table is a matrix like the others."),
         Wrong("only parameters with exactly two dimensions are decayed",
               lambda s: sorted(n for n in s if len(s[n]) == 2),
-              "A stack of experts' matrices has three and is left out: what is to be spared has "
-              "one dimension."),
+              "A stack of experts' matrices has three and is left out: only parameters with one "
+              "dimension are to be spared."),
         Wrong("the names are not sorted", lambda s: [n for n in s if len(s[n]) >= 2],
               "Their order then depends on how the model was built: two lists of the same names "
               "cannot be compared."),
         Wrong("the ones that are spared are listed",
               lambda s: sorted(n for n in s if len(s[n]) < 2),
-              "The two groups are exchanged: LayerNorms and biases shrink, and the matrices do "
+              "The two groups are swapped: LayerNorms and biases shrink, and the matrices do "
               "not.")),
     hints=("Names differ from model to model. What do gains and biases have in common?",
            "They have one dimension: keep what has two or more."))

@@ -10,7 +10,7 @@ from .small import learn, normal, stream, tiny, weights_of
 
 def checkpoints(
     w,          # (D,) weights
-    grads,      # list of (D,) gradients, one a step
+    grads,      # list of (D,) gradients, one per step
     lr:float,
     every:int,
 ) -> dict:      # number of updates done -> (D,) weights then, at every multiple and at the end
@@ -79,36 +79,36 @@ lab("yesterday", "the checkpoint is written before the last update",
     "https://github.com/snowflakedb/ArcticTraining/pull/323", yesterday, (
         ("it was saved before the last update",
          "its digest is that of the weights after 29 steps, to the last bit"),
-        ("the file lost digits", "rounding would give weights of no step at all"),
+        ("the file has lost digits", "rounding would give weights that match no step at all"),
         ("the model was left in training mode", "there is no dropout in it, and digests do not "
          "depend on modes"),
         ("an older file was loaded by mistake", "there is only this one")),
     answer="checkpoints",
-    task="A dict from the number of updates to the weights after them, at each multiple of `every` "
-         "and at the end; an update is w - lr * g.",
+    task="A dict that maps the number of updates to the weights after them, at each multiple of "
+         "`every` and at the end; an update is w - lr * g.",
     inputs=some_gradients, oracle=by_sums,
     wrongs=(
-        Wrong("it is saved before the update", early_checkpoints,
-              "The name says step 30, the weights are those of step 29: a resume repeats an "
-              "update, and the best loss belongs to no file."),
+        Wrong("the checkpoint is saved before the update", early_checkpoints,
+              "The name says step 30, but the weights are those of step 29: a resume repeats an "
+              "update, and no file holds the weights of the best loss."),
         Wrong("the live tensor is kept, not a copy", one_tensor,
               "All checkpoints are the last one; and the caller's w has been changed."),
         Wrong("one tensor is changed in place, and every name points to it",
               lambda w, g, lr, every: one_tensor(w.clone(), g, lr, every),
-              "All checkpoints are the last one: saved[s] = w stores no numbers but the tensor, "
-              "and w -= … changes it. Save w.clone()."),
-        Wrong("the end is not saved",
+              "All checkpoints are the last one: saved[s] = w stores the tensor itself, not a copy "
+              "of its values, and w -= … changes it. Save w.clone()."),
+        Wrong("the final weights are not saved",
               lambda w, g, lr, every: {s: v for s, v in by_sums(w, g, lr, every).items()
                                        if s % every == 0},
-              "Up to every - 1 steps of work are thrown away when the run ends well."),
+              "Up to every - 1 steps of work are lost even when the run ends normally."),
         Wrong("updates are counted from 0", counted_from_0,
-              "In enumerate(grads) the index is 0 when one update is done: every name is one too "
-              "small, and a resume repeats a step."),
+              "In enumerate(grads) the index is 0 when one update has been done: every name is one "
+              "too small, and a resume repeats a step."),
         Wrong("the weights at the start are saved as well",
               lambda w, g, lr, every: {0: w.clone(), **by_sums(w, g, lr, every)},
-              "0 is a multiple of `every`, but no update is done yet: there is nothing to save "
-              "that initialising could not give again.")),
-    hints=("First the update, then the question whether to save.",
+              "0 is a multiple of `every`, but no update has been done yet: initialising again "
+              "would give the same weights.")),
+    hints=("Update first, then decide whether to save.",
            "s % every == 0 or s == len(grads); save w.clone() unless w is never changed in place."),
     excused={"gradient": "a checkpoint is a copy: nothing is differentiated through it",
              "batch": "w is a vector: the gradients are in the list"})
