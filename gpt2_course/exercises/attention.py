@@ -45,12 +45,12 @@ register(Exercise(
         Wrong("a position also sees the one after it",
               lambda T, S: torch.ones(T, S).bool().tril(S - T + 1),
               "The next token is the answer that the model is trained to predict: the training "
-              "loss falls to almost nothing, and the model cannot write."),
+              "loss falls almost to zero, and the generated text is noise."),
         Wrong("the diagonal is shifted to the left, by T - S",
               lambda T, S: torch.ones(T, S).bool().tril(T - S),
-              "Without a cache you see no difference; with one, the first new tokens may look at "
-              "nothing at all, and their softmax is NaN."),
-        Wrong("keys and queries have changed places",
+              "Without a cache you see no difference; with one, the first new tokens may see no "
+              "key at all, and their softmax is NaN."),
+        Wrong("keys and queries are swapped",
               lambda T, S: torch.ones(T, S).bool().tril(S - T).t(),
               "Rows belong to queries and columns to keys. A square mask that is transposed shows "
               "every position its future."),
@@ -62,12 +62,12 @@ register(Exercise(
               "keys: the future stays visible."),
         Wrong("it is made of integers, not of booleans",
               lambda T, S: torch.ones(T, S).tril(S - T).long(),
-              "~mask then turns 1 into -2 instead of False, and masked_fill refuses it."),
+              "~mask then turns 1 into -2 instead of False, and masked_fill raises an error."),
         Wrong("it holds 0 and minus infinity, to be added to the scores",
               lambda T, S: torch.zeros(T, S).masked_fill(
                   ~torch.ones(T, S).bool().tril(S - T), -torch.inf),
               "An additive mask works too, but the task asks for booleans: the code that uses this "
-              "one inverts it with ~ and fills with it.")),
+              "mask inverts it with ~ and passes it to masked_fill.")),
     hints=("Which keys may the last query see? All S. And the one before it?",
            "torch.tril keeps a lower triangle; its second argument shifts the diagonal.",
            "With S - T positions in the past, the diagonal moves S - T to the right.")))
@@ -151,7 +151,8 @@ register(Exercise(
     gradient=True, rtol=5e-4, atol=5e-4,
     wrongs=(
         Wrong("the scores are not scaled", variant(scale=lambda q: 1.0),
-              "They grow with the head size; the softmax picks one key and its gradient dies."),
+              "They grow with the head size; the softmax then picks a single key, and its gradient "
+              "vanishes."),
         Wrong("the scores are divided by sqrt(C), not by sqrt(hs)",
               variant(scale=lambda q: (q.size(1) * q.size(-1))**-0.5),
               "A dot product has hs terms, not C: attention is too soft, since its scores are too "
@@ -162,30 +163,31 @@ register(Exercise(
               "by hs, the scores are nearly equal, and every key gets almost the same weight."),
         Wrong("the scores are multiplied by sqrt(hs)", variant(scale=lambda q: q.size(-1)**0.5),
               "The scale has to undo the growth of a dot product with the head size; this doubles "
-              "the growth, and the softmax picks a single key."),
-        Wrong("the scores are divided by sqrt(T): it is the wrong dimension",
+              "it, and the softmax picks a single key."),
+        Wrong("the scores are divided by sqrt(T), the wrong dimension",
               variant(scale=lambda q: q.size(-2)**-0.5),
               "A dot product has hs terms, however many queries there are. With this scale, the "
-              "same text gets other weights when it arrives in other pieces."),
+              "same text gets different weights when it is processed in different pieces."),
         Wrong("hidden scores become 0, not minus infinity", variant(hide=lambda s: hide(s, 0.0)),
               "Multiplying the scores by the mask does the same. exp(0) is 1, so a hidden key "
-              "keeps a weight, and more than a visible key with a negative score."),
-        Wrong("the mask is as small a number as -10", variant(hide=lambda s: hide(s, -10.0)),
-              "The future keeps a little weight, so the model trains on its answers and writes "
-              "badly. Where the visible scores are below -10, the future gets nearly all of it."),
+              "keeps a weight, which is larger than that of a visible key with a negative score."),
+        Wrong("the mask is a moderate number such as -10", variant(hide=lambda s: hide(s, -10.0)),
+              "The future keeps a little weight, so the model sees the answers in training and "
+              "writes badly without them. Where the visible scores are below -10, the future gets "
+              "nearly all of it."),
         Wrong("the mask is a finite number such as -100", variant(hide=lambda s: hide(s, -100.0)),
               "Scores are not bounded: where all visible ones are far below -100, the weight goes "
               "to the future. Minus infinity is below everything."),
         Wrong("the mask is a large but finite number, such as -1e9",
               variant(hide=lambda s: hide(s, -1e9)),
-              "Nearly always this is harmless, but in float16 it overflows, and a model whose "
-              "scores explode looks into the future. Minus infinity costs nothing and is right "
-              "for any scores."),
+              "This is nearly always harmless, but in float16 it overflows, and a model whose "
+              "scores explode sees the future. Minus infinity costs nothing and is right for all "
+              "scores."),
         Wrong("a finite number is added to the hidden scores, such as -1e9",
               variant(hide=lambda s: s - 1e9 * ~tril(s)),
-              "Added to a huge score it is lost by rounding, so that the future becomes visible. "
-              "Minus infinity stays what it is, whatever is added to it."),
-        Wrong("True and False of the mask have changed places",
+              "Added to a huge score it is lost in rounding, so the future becomes visible. Minus "
+              "infinity remains minus infinity, whatever is added to it."),
+        Wrong("True and False are swapped in the mask",
               variant(hide=lambda s: s.masked_fill(tril(s), -torch.inf)),
               "masked_fill fills where the mask is True. Here the past and the present are hidden "
               "and the future is seen; the last query sees nothing, and its softmax is NaN."),
@@ -195,23 +197,23 @@ register(Exercise(
         Wrong("the mask is added to the scores as a number", variant(hide=lambda s: s + tril(s)),
               "True counts as 1, so visible keys get a small advantage and nothing is hidden."),
         Wrong("the softmax runs over the queries", variant(share=lambda s: s.softmax(-2)),
-              "Each column sums to one instead of each row: how much a position listens depends "
-              "on later queries."),
+              "Each column sums to one instead of each row: a position's weights then depend on "
+              "later queries."),
         Wrong("there is no softmax",
               variant(hide=lambda s: hide(s, 0.0), share=lambda s: s),
-              "The scores themselves are the weights: they may be negative, and they do not sum "
+              "The scores themselves become the weights: they may be negative, and they do not sum "
               "to one."),
         Wrong("the softmax is computed without subtracting the largest score",
               variant(share=naive),
               "exp(89) is too large for float32: infinity divided by infinity is NaN. And where "
               "all scores are far below zero, it is 0/0."),
         Wrong("there is no mask", variant(hide=lambda s: s),
-              "Every token sees its answer: the training loss falls towards zero, and the text is "
-              "noise."),
+              "Every position sees the token it has to predict: the training loss falls towards "
+              "zero, and the generated text is noise."),
         Wrong("the mask comes after the softmax",
               variant(hide=lambda s: s, after=lambda p: p * tril(p)),
-              "The future is hidden, but it took its part of each sum: rows sum to less than one, "
-              "the first to the least, and what the past says depends on the future."),
+              "The future is hidden, but it took part in each sum: rows sum to less than one, the "
+              "first to the least, and the weights of the past depend on the future."),
         Wrong("the mask comes after the softmax, and the rows are divided by their sums",
               variant(hide=lambda s: s,
                       after=lambda p: p * tril(p) / (p * tril(p)).sum(-1, keepdim=True)),
@@ -253,33 +255,34 @@ register(Exercise(
     inputs=streams, oracle=heads_numpy, package="gpt2_course.attention:split_heads",
     gradient=True,
     wrongs=(
-        Wrong("view without transpose", lambda x, nh: x.reshape(x.size(0), nh, x.size(1), -1),
-              "The shape is right and the numbers are not: heads get pieces of different tokens, "
+        Wrong("there is a view without a transpose",
+              lambda x, nh: x.reshape(x.size(0), nh, x.size(1), -1),
+              "The shape is right, but the values are not: heads get pieces of different tokens, "
               "and causality breaks."),
-        Wrong("hs and nh are exchanged",
+        Wrong("hs and nh are swapped",
               lambda x, nh: x.view(x.size(0), x.size(1), -1, nh).permute(0, 3, 1, 2),
               "A head gets every nh-th channel: GPT-2's weights would be read in the wrong "
               "order."),
         Wrong("the channels are cut into heads of size nh",
               lambda x, nh: x.view(x.size(0), x.size(1), -1, nh).transpose(1, 2),
               "nh is the number of heads, and each has C/nh channels. x.split(nh) makes this "
-              "mistake as well: its number is the size of a piece, not how many there are."),
-        Wrong("time and heads are not exchanged", cut,
+              "mistake as well: its argument is the size of a piece, not the number of pieces."),
+        Wrong("time and heads are not swapped", cut,
               "Attention would then run over heads within a token, not over time."),
         Wrong("the heads come first, before the batch",
               lambda x, nh: cut(x, nh).permute(2, 0, 1, 3),
               "Stacking the pieces of x.chunk(nh, -1) without dim=1 does this. Rows of the batch "
-              "and heads change places, and merging them again mixes the rows."),
+              "and heads are then swapped, and merging the heads again mixes the rows."),
         Wrong("time is the last dimension, after hs", lambda x, nh: cut(x, nh).permute(0, 2, 3, 1),
               "That is the shape of the transposed keys: q @ k.transpose(-2, -1) would compare "
               "channels, not positions."),
         Wrong("batch and heads are one dimension",
               lambda x, nh: cut(x, nh).transpose(1, 2).flatten(0, 1),
-              "Some libraries do so for a faster product, but then nobody can tell which rows are "
-              "heads; the task asks for four dimensions.")),
+              "Some libraries do so for a faster product, but then the shape no longer tells rows "
+              "from heads; the task asks for four dimensions.")),
     hints=("First give the channels two dimensions, nh and hs, in this order.",
-           "x.view(B, T, nh, hs) keeps the memory; then move nh in front of T.",
-           "transpose(1, 2) exchanges T and nh; a view alone cannot.")))
+           "x.view(B, T, nh, hs) leaves the memory as it is; then move nh in front of T.",
+           "transpose(1, 2) swaps T and nh; a view alone cannot.")))
 
 
 class Reader(nn.Module):

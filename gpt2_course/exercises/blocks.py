@@ -79,12 +79,12 @@ register(Exercise(
     wrongs=(
         Wrong("the variance divides by C - 1", norm_variant(unbiased=True),
               "x.var() is unbiased unless told otherwise. At C = 768 the error is below a "
-              "thousandth: training never shows it, a comparison with GPT-2's logits does."),
+              "thousandth: training never shows it, but a comparison with GPT-2's logits does."),
         Wrong("it normalises over time, not over channels", norm_variant(dims=-2),
               "A position then sees its future through mean and variance: causality is broken, and "
               "a single token has variance 0."),
         Wrong("it normalises over time and channels together", norm_variant(dims=(-2, -1)),
-              "Positions share one mean: the future leaks, and the same token gives other numbers "
+              "Positions share one mean: the future leaks, and the same token gives other values "
               "in a longer row."),
         Wrong("it normalises over dimension 0, the batch", norm_variant(dims=0),
               "That is batch normalisation: rows depend on each other, and a batch of one has "
@@ -92,9 +92,9 @@ register(Exercise(
         Wrong("it normalises over dimension 1, whatever the shape", norm_variant(dims=1),
               "Of a (B, T, C) tensor that is time, so a position sees its future; only for a "
               "table of vectors is it the last dimension. Write -1."),
-        Wrong("one mean and one variance for the whole tensor", norm_variant(dims=None),
-              "x.mean() without a dimension takes all numbers: positions and rows then depend on "
-              "each other, and a quiet vector stays quiet."),
+        Wrong("there is one mean and one variance for the whole tensor", norm_variant(dims=None),
+              "x.mean() without a dimension runs over all entries: positions and rows then depend "
+              "on each other, and a small vector stays small."),
         Wrong("the mean is not subtracted", norm_variant(center=False),
               "The variance is right, but the vector keeps its mean, which here moves every entry "
               "by several standard deviations."),
@@ -108,27 +108,29 @@ register(Exercise(
               "A vector of equal entries has variance 0, and 0/0 is NaN; from there NaN spreads to "
               "every weight."),
         Wrong("x.std() is taken as it is: C - 1, and no eps", norm_variant(unbiased=True, eps=0.0),
-              "Two slips in one short call: numbers a little too small, and NaN for a vector of "
-              "equal entries."),
+              "This is two slips in one short call: the values are a little too small, and a "
+              "vector of equal entries gives NaN."),
         Wrong("eps is added to the standard deviation, not to the variance",
               norm_variant(eps=0.0, outside=1e-5),
-              "sqrt(1e-5) is 0.003: faint vectors come out too large, all others look right."),
-        Wrong("x.std() + eps: C - 1, and eps outside the root",
+              "sqrt(1e-5) is 0.003: vectors of tiny entries come out too large, and all others "
+              "look right."),
+        Wrong("the divisor is x.std() + eps: C - 1, and eps outside the root",
               norm_variant(unbiased=True, eps=0.0, outside=1e-5),
-              "Two slips in one short line: all numbers are a little too small, and faint vectors "
-              "come out too large. GPT-2 divides by C and adds eps to the variance."),
+              "This is two slips in one short line: all values are a little too small, and vectors "
+              "of tiny entries come out too large. GPT-2 divides by C and adds eps to the "
+              "variance."),
         Wrong("eps is 1e-6, not 1e-5", norm_variant(eps=1e-6),
-              "Only faint vectors show it. GPT-2 was trained with 1e-5, so its logits would "
-              "differ slightly."),
+              "Only vectors of tiny entries show it. GPT-2 was trained with 1e-5, so its logits "
+              "would differ slightly."),
         Wrong("weight and bias are not used", lambda x, weight, bias: unit(x),
-              "Without them every vector has the same length, whatever the model needs: both are "
+              "Without them every vector has the same norm, whatever the model needs: both are "
               "learned, one number of each per channel."),
         Wrong("the bias is added before the weight multiplies",
               lambda x, weight, bias: (unit(x) + bias) * weight,
-              "The weight then scales the bias as well. GPT-2 scales first and shifts second."),
+              "The weight then scales the bias as well. GPT-2 scales first and then shifts."),
         Wrong("it writes into x itself", norm_in_place,
               "x -= mean and x /= std change the caller's tensor. In a block x is the residual "
-              "stream, which must stay what it was; write x = x - mean.")),
+              "stream, which must not change; write x = x - mean.")),
     hints=("One mean and one variance for each vector: over the last dimension, kept for "
            "broadcasting.",
            "x.mean(-1, keepdim=True); and x.var has an argument that is True by default.",
@@ -138,7 +140,7 @@ register(Exercise(
 def gelu_inputs(
     seed:int,
 ) -> list: # of (x,)
-    "A ruler over the bend, random numbers, large ones, equal ones"
+    "Even steps across the bend, random numbers, large ones, equal ones"
     g = torch.Generator().manual_seed(seed)
     return [(torch.linspace(-4, 4, 33),), (torch.randn(2, 5, 6, generator=g) * 2,),
             (torch.tensor([-1000.0, -30.0, -2.0, 0.0, 2.0, 30.0, 1000.0]),),
@@ -166,26 +168,28 @@ register(Exercise(
     inputs=gelu_inputs, oracle=gelu_numpy, package="gpt2_course.blocks:gelu", gradient=True,
     wrongs=(
         Wrong("it is the exact form with erf", lambda x: F.gelu(x),
-              "The mathematics is better and the model is another one: GPT-2 was trained with "
-              "tanh. Its logits come out slightly wrong, and no error says so."),
+              "This is mathematically exact, but GPT-2 was trained with the tanh form: its logits "
+              "come out slightly wrong, and no error is raised."),
         Wrong("it is the sigmoid approximation x * sigmoid(1.702 x)",
               lambda x: x * torch.sigmoid(1.702 * x),
-              "The same paper offers it, CLIP uses it (quick_gelu), GPT-2 does not: up to 0.02 "
-              "off."),
+              "The same paper offers it, and CLIP uses it (quick_gelu), but GPT-2 does not: it is "
+              "off by up to 0.02."),
         Wrong("it is SiLU, x * sigmoid(x)", F.silu,
-              "The gate of Llama's family: it opens more slowly, and its dip is deeper."),
+              "This is the activation of the Llama family: it rises more slowly, and its dip is "
+              "deeper."),
         Wrong("sqrt(2 / pi) is forgotten",
               lambda x: 0.5 * x * (1 + torch.tanh(x + 0.044715 * x**3)),
-              "The gate closes too fast; a model trained with it learns all the same, so only an "
-              "oracle notices."),
+              "The gate closes too fast. A model trained with it learns all the same, so only a "
+              "comparison with the right function shows it."),
         Wrong("the cube is forgotten",
               lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * x)),
-              "Right near zero, too soft further out: the cubic term makes tanh follow Phi."),
+              "The result is right near zero but the gate is too soft further out: the cubic term "
+              "makes tanh follow Phi."),
         Wrong("it is ReLU", F.relu,
               "ReLU cuts at zero and has no slope below it; GELU bends smoothly, and is a little "
               "below zero before it."),
         Wrong("the half is forgotten", lambda x: 2 * F.gelu(x, approximate="tanh"),
-              "1 + tanh goes from 0 to 2; halved, it is a probability, and large numbers pass "
+              "1 + tanh goes from 0 to 2; halved, it is a probability, and large values pass "
               "unchanged."),
         Wrong("the factor x in front is forgotten", gate,
               "That is the gate, a number from 0 to 1: it has to multiply x."),
@@ -198,11 +202,11 @@ register(Exercise(
               "sqrt(2 / pi) is 0.798 and sqrt(2) / pi is 0.450: the gate opens too slowly."),
         Wrong("x is squared, not cubed",
               lambda x: 0.5 * x * (1 + torch.tanh(ROOT * (x + 0.044715 * x**2))),
-              "A square is positive on both sides, and far below zero it wins: the gate opens for "
-              "numbers that it should stop."),
+              "A square is positive on both sides and dominates far below zero: the gate opens for "
+              "values that it should stop."),
         Wrong("tanh is written with exponentials that overflow", with_exponentials,
               "(exp(u) - exp(-u)) / (exp(u) + exp(-u)) is infinity divided by infinity for large "
-              "u, which is NaN. torch.tanh knows better.")),
+              "u, which is NaN. torch.tanh is safe.")),
     hints=("x times a gate that goes from 0 to 1: half of 1 + tanh of something.",
            "That something is sqrt(2 / pi) * (x + 0.044715 * x**3).",
            'Or let PyTorch do it: F.gelu has an argument called approximate.')))
@@ -249,39 +253,39 @@ register(Exercise(
               "is dropped: the validation loss is worse than it should be."),
         Wrong("the kept entries are multiplied by 1 - p, not divided",
               lambda x, u, p: x * (u >= p) * (1 - p),
-              "The paper of 2014 multiplies, but the weights, and after training. In training the "
-              "factor is 1 / (1 - p); this shrinks the signal twice."),
-        Wrong("p is taken for the share that is kept",
+              "The paper of 2014 does multiply, but the weights, and after training. In training "
+              "the factor is 1 / (1 - p); this one shrinks the signal twice."),
+        Wrong("p is taken for the fraction that is kept",
               lambda x, u, p: x * (u < p) / p,
               "With dropout 0.1 nine tenths are lost, and with dropout 0 everything is 0/0."),
-        Wrong("kept and dropped are exchanged", lambda x, u, p: x * (u < p) / (1 - p),
+        Wrong("kept and dropped entries are swapped", lambda x, u, p: x * (u < p) / (1 - p),
               "u < p marks the entries to drop. Here they are the only ones that are kept: at 0.1 "
-              "the mean shrinks to a ninth, and at 0 the model is silent."),
-        Wrong("kept and dropped are exchanged, and nothing is rescaled",
+              "the mean shrinks to a ninth, and at 0 nothing is left."),
+        Wrong("kept and dropped entries are swapped, and nothing is rescaled",
               lambda x, u, p: x * (u < p),
               "u < p marks the entries to drop, and the kept ones have to be divided by 1 - p."),
         Wrong("it is scaled by 1 / p", lambda x, u, p: x * (u >= p) / p,
-              "At 0.5 no difference shows; at 0.1 the mean of every answer grows ninefold, in "
-              "training only. With dropout 0 it divides by zero."),
+              "At 0.5 no difference shows; at 0.1 the mean grows ninefold, in training only. With "
+              "dropout 0 it divides by zero."),
         Wrong("nothing is dropped, only scaled", lambda x, u, p: x / (1 - p),
-              "The factor 1 / (1 - p) makes up for entries that are lost; without any loss it "
-              "just makes the signal louder."),
+              "The factor 1 / (1 - p) makes up for dropped entries; if none is dropped, it just "
+              "makes the signal larger."),
         Wrong("an entry with u equal to p is dropped as well",
               lambda x, u, p: x * (u > p) / (1 - p),
-              "torch.rand can return exactly 0: with dropout 0, an entry is then lost now and "
-              "then. The task drops where u < p."),
-        Wrong("it divides by the share that happened to be kept",
+              "torch.rand can return exactly 0: with dropout 0, an entry is then occasionally "
+              "lost. The task drops where u < p."),
+        Wrong("it divides by the fraction that happened to be kept",
               lambda x, u, p: x * (u >= p) / (u >= p).float().mean(),
-              "The factor then depends on the luck of the whole batch, so rows influence each "
+              "The factor then depends on the draw for the whole batch, so rows influence each "
               "other; 1 - p is the same for all draws. If nothing is kept, it is 0/0."),
         Wrong("it draws its own random numbers", lambda x, u, p: F.dropout(x, p),
               "F.dropout does the same job with numbers of its own. Here u is given, so that the "
               "result can be compared."),
         Wrong("it writes into x itself", dropout_in_place,
               "x[u < p] = 0 changes the caller's tensor, and what was dropped is lost for good. "
-              "Multiplying by a mask makes a new one.")),
+              "Multiplying by a mask makes a new tensor.")),
     hints=("u >= p is True with probability 1 - p.",
-           "On average a share of 1 - p is left: what factor makes up for it?",
+           "On average a fraction of 1 - p is left: what factor makes up for it?",
            "x * (u >= p) / (1 - p).")))
 
 
@@ -389,53 +393,54 @@ def in_place(x, ln_1, attn, ln_2, mlp):
 
 register(Exercise(
     "blocks.pre_norm", "08", "GPT-2's block from its four parts: the stream x after attention and "
-    "MLP have each added their answer.",
+    "MLP have each added their output.",
     inputs=parts_of, oracle=torch_block, package="gpt2_course.exercises.blocks:pre_norm",
     gradient=True, atol=1e-3,
     wrongs=(
         Wrong("the norm stands after the addition (post-norm)", post_norm,
-              "The order of 2017: every block rescales the road. A deep stack then needs a careful "
-              "warm-up, or the gradient of its lower blocks dies within a few bold steps."),
-        Wrong("the norm stands on the road, before the branch leaves it", norm_on_road,
-              "The copy is normalised and so is the stream: what earlier blocks wrote is rescaled "
-              "by each later one."),
-        Wrong("the answer is normalised, not the question", norm_of_answer,
-              "Each half then reads the raw stream, which grows with depth, and writes with a "
-              "fixed volume."),
+              "This is the order of 2017: every block rescales the residual stream. A deep stack "
+              "then needs a careful warm-up, or the gradient of its lower blocks vanishes within a "
+              "few large steps."),
+        Wrong("the norm is applied to the stream itself, before the branch leaves it", norm_on_road,
+              "Not only the copy is normalised but the stream too: what earlier blocks wrote is "
+              "rescaled by each later one."),
+        Wrong("the output of each half is normalised, not its input", norm_of_answer,
+              "Each half then reads the raw stream, which grows with depth, and always writes "
+              "outputs of the same size."),
         Wrong("there is no residual connection",
               lambda x, ln_1, attn, ln_2, mlp: mlp(ln_2(attn(ln_1(x)))),
-              "Nothing passes but what each half lets through: a deep stack stays at the "
-              "frequencies of letters."),
+              "Only what each half lets through survives: a deep stack learns no more than the "
+              "frequencies of the letters."),
         Wrong("both halves read the old stream", side_by_side,
               "GPT-J and PaLM do so on purpose. In GPT-2 the MLP reads what attention has just "
               "written; weights trained for one order do not fit the other."),
         Wrong("the MLP comes before attention", halves,
-              "GPT-2 lets a position listen first and think second; weights trained for one order "
-              "do not fit the other."),
-        Wrong("attention and MLP have changed places, and each has the other's norm", mlp_first,
+              "In GPT-2 attention comes first and the MLP second; weights trained for one order do "
+              "not fit the other."),
+        Wrong("attention and MLP are swapped, and each has the other's norm", mlp_first,
               "ln_1 belongs to attention and comes first. Each part was trained on the output of "
               "its own norm."),
         Wrong("ln_1 is used for both halves", one_norm,
               "Each norm has a weight and a bias of its own. With ln_1 in both places, ln_2 never "
               "gets a gradient and never learns."),
         Wrong("the MLP reads the stream without a norm", second_raw,
-              "The stream grows with depth, and the MLP would get larger and larger numbers. Both "
+              "The stream grows with depth, and the MLP would get larger and larger inputs. Both "
               "halves read a normalised copy."),
         Wrong("neither half reads a normalised copy", no_norm,
-              "The stream grows with depth, and both parts would get larger and larger numbers: "
+              "The stream grows with depth, and both parts would get larger and larger inputs: "
               "training a deep stack soon fails."),
         Wrong("the first half is not added to the stream", first_not_added,
               "x = attn(ln_1(x)) replaces the stream: what earlier blocks wrote is lost, and so is "
-              "the gradient's straight road past attention."),
+              "the gradient's direct path past attention."),
         Wrong("the second half is not added to the stream", second_not_added,
-              "The MLP's answer replaces the stream: what attention and earlier blocks wrote is "
-              "lost, and so is the gradient's straight road past the MLP."),
-        Wrong("the MLP's answer is added to the old stream", adds_to_start,
-              "The MLP has read what attention wrote, but attention's own answer is missing from "
+              "The MLP's output replaces the stream: what attention and earlier blocks wrote is "
+              "lost, and so is the gradient's direct path past the MLP."),
+        Wrong("the MLP's output is added to the old stream", adds_to_start,
+              "The MLP has read what attention wrote, but attention's own output is missing from "
               "the sum: x has to be replaced by x + attn(ln_1(x)) first."),
         Wrong("x += ... writes into the caller's stream", in_place,
               "x += y changes the tensor that the caller still holds, and autograd may need the "
-              "old numbers. x = x + y makes a new one.")),
+              "old values. x = x + y makes a new one.")),
     hints=("Two halves, each of the form x = x + something of x.",
            "What a half reads is normalised; what it adds to is not.",
            "x = x + attn(ln_1(x)), then the same with ln_2 and mlp, on the new x.")))
@@ -502,6 +507,6 @@ def plain_order(x, ln_1, attn, ln_2, mlp):
 set_challenge(Challenge(
     "blocks.order", "08", "A function (x, ln_1, attn, ln_2, mlp) -> the stream after the block, "
     "which puts the four parts together in a way that learns faster. Twelve such blocks are "
-    "trained for 120 steps on Hamlet at the chapter's bold learning rate, then tested on Macbeth.",
+    "trained for 120 steps on Hamlet at the chapter's high learning rate, then tested on Macbeth.",
     score=loss_of_stack, plain=plain_order, to_beat=2.767, unit="nats per character on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))

@@ -33,7 +33,7 @@ register(Exercise(
     oracle=lambda V, T, L, C: sum(math.prod(s) for s in all_shapes(V, T, L, C)),
     package="gpt2_course.model:params_by_formula",
     wrongs=(
-        Wrong("the head is counted beside the embedding",
+        Wrong("the head is counted in addition to the embedding",
               lambda V, T, L, C: right_count(V, T, L, C) + V * C,
               "They are one tied table: for the small model that would be 163 million, as some "
               "tools report."),
@@ -41,7 +41,7 @@ register(Exercise(
               "Every linear layer of GPT-2 has one: 3C + C in attention, 4C + C in the MLP."),
         Wrong("the padding rows are counted",
               lambda V, T, L, C: right_count(-(-V // 128) * 128, T, L, C),
-              "They live on the GPU only: no file holds them."),
+              "They exist only in memory, for speed: no file holds them."),
         Wrong("the last norm is forgotten", lambda V, T, L, C: right_count(V, T, L, C) - 2 * C,
               "ln_f stands outside the blocks: 1,536 parameters of the small model."),
         Wrong("the positions are forgotten", lambda V, T, L, C: right_count(V, T, L, C) - T * C,
@@ -52,7 +52,7 @@ register(Exercise(
               "in all, with c_proj."),
         Wrong("the MLP's second matrix is forgotten",
               lambda V, T, L, C: right_count(V, T, L, C) - 4 * L * C * C,
-              "The MLP widens to 4C and comes back: two matrices of 4C² weights each."),
+              "The MLP widens to 4C and narrows back to C: two matrices of 4C² weights each."),
         Wrong("a block has one norm, not two",
               lambda V, T, L, C: right_count(V, T, L, C) - 2 * L * C,
               "ln_1 stands before attention and ln_2 before the MLP."),
@@ -88,18 +88,18 @@ def std_variant(scaled=writes, by=lambda L: 1 / math.sqrt(2 * L), base=lambda st
 
 register(Exercise(
     "model.init_std", "09", "The standard deviation with which GPT-2 draws a matrix of this name, "
-    "in a model of n_layer blocks; std is that of all matrices without a scale of their own.",
+    "in a model of n_layer blocks; std is that of every matrix without a scale of its own.",
     inputs=some_names,
     oracle=lambda name, L, std=0.02: std * float(np.power(2.0 * L, -0.5)) if writes(name) else std,
     package="gpt2_course.model:init_std", rtol=1e-5, atol=1e-9,
     wrongs=(
         Wrong("c_proj is scaled by 1/sqrt(L), not by 1/sqrt(2L)",
               std_variant(by=lambda L: 1 / math.sqrt(L)),
-              "A block writes twice into the stream, so its variance grows by twice as much as it "
-              "should."),
+              "A block writes into the stream twice, so the variance of the stream grows twice as "
+              "much as it should."),
         Wrong("all matrices are scaled", std_variant(scaled=lambda n: True),
-              "Only what is added up needs the scale: embeddings this small vanish under the "
-              "first norm, and the loss at the start is too close to ln V."),
+              "Only what is added up needs the scale: embeddings this small are damped by the eps "
+              "of the first norm, and the loss at the start is too close to ln V."),
         Wrong("all four matrices of a block are scaled", std_variant(scaled=lambda n: ".h." in n),
               "c_attn and c_fc read a normalised copy of the stream and do not write into it: "
               "scaled down, they make attention and MLP weak at the start."),
@@ -117,14 +117,14 @@ register(Exercise(
               "scale the variance of the stream grows with depth."),
         Wrong("the root is forgotten", std_variant(by=lambda L: 1 / (2 * L)),
               "Variances add, so the standard deviation falls with the root of their number; "
-              "without it deep models begin almost as an identity and learn slowly."),
+              "without the root, deep models begin almost as the identity and learn slowly."),
         Wrong("it is multiplied by the root, not divided",
               std_variant(by=lambda L: math.sqrt(2 * L)),
-              "The deeper the model, the more answers are added, so the smaller each of them has "
+              "The deeper the model, the more outputs are added, so the smaller each of them has "
               "to be."),
         Wrong("std is ignored: it is always 0.02", std_variant(base=lambda std: 0.02),
-              "init_weights hands on the standard deviation that it was asked for; with a number "
-              "of your own in its place, every model starts with the same one."),
+              "init_weights passes on the standard deviation that it was given; with a fixed "
+              "number in its place, every model starts with the same one."),
         Wrong("std is ignored in c_proj only",
               lambda n, L, std=0.02: 0.02 / math.sqrt(2 * L) if writes(n) else std,
               "The projections are scaled relative to the other matrices: std / sqrt(2L)."),
@@ -177,15 +177,15 @@ register(Exercise(
     wrongs=(
         Wrong("the targets are shifted a second time",
               lambda z, t: each_loss(z[:, :-1], t[:, 1:]).sum() / (t[:, 1:] >= 0).sum(),
-              "The data loader has shifted them: now the model learns the token after the next "
-              "one, and its loss stays well above what it should reach."),
+              "The data loader has shifted them: with a second shift the model learns the token "
+              "after the next one, and its loss stays well above what it should reach."),
         Wrong("ignored positions count in the mean", lambda z, t: each_loss(z, t).mean(),
-              "They add nothing above the fraction line but one below: the loss looks better, the "
-              "more padding there is."),
+              "They add nothing to the numerator but one each to the denominator: the more padding "
+              "there is, the better the loss looks."),
         Wrong("-1 is read as the last token of the vocabulary",
               lambda z, t: F.cross_entropy(z.flatten(0, 1), t.flatten() % z.size(-1)),
-              "An index of -1 counts from the end in Python: the model learns to answer padding "
-              "with a token."),
+              "An index of -1 counts from the end in Python: the model learns to predict that "
+              "token for padding."),
         Wrong("each row is averaged first",
               lambda z, t: (each_loss(z, t).sum(1) / (t >= 0).sum(1).clamp(min=1)).mean(),
               "A row with a single target weighs as much as a full one; accumulated steps then "
@@ -193,20 +193,20 @@ register(Exercise(
         Wrong("the losses are summed, not averaged", lambda z, t: each_loss(z, t).sum(),
               "The gradient grows with the batch, and the learning rate would have to change with "
               "it."),
-        Wrong("one loss comes out for each position", each_loss,
+        Wrong("the result has one loss for each position", each_loss,
               "Training needs a single number: the mean over the positions that count."),
         Wrong("cross_entropy is not told that -1 is ignored",
               lambda z, t: F.cross_entropy(z.flatten(0, 1), t.flatten()),
-              "By default it ignores -100, and -1 is an index out of range: give ignore_index=-1."),
+              "By default it ignores -100, and -1 is an index out of range: pass ignore_index=-1."),
         Wrong("target 0 is ignored, not -1",
               lambda z, t: over(each_loss(z, t), t > 0),
-              "0 is a token like any other: the model would never be told to predict it. Ignored "
-              "are targets below 0."),
+              "0 is a token like any other: the model would never learn to predict it. Only "
+              "targets below 0 are ignored."),
         Wrong("the logits are reshaped to (B, V, T), not transposed",
               lambda z, t: F.cross_entropy(z.reshape(z.size(0), z.size(2), z.size(1)), t,
                                            ignore_index=-1),
               "cross_entropy wants the classes second, and reshape gives that shape with the "
-              "numbers in the wrong places. Use transpose(1, 2), or flatten both."),
+              "values in the wrong places. Use transpose(1, 2), or flatten both."),
         Wrong("a softmax comes before cross_entropy",
               lambda z, t: over(each_loss(z.softmax(-1), t), t >= 0),
               "cross_entropy takes logits and has its own softmax. With two of them the loss can "
@@ -228,7 +228,7 @@ register(Exercise(
                   z[:, -1], t[:, -1], ignore_index=-1),
               "That is all a sampler needs, but training learns from every position of a row: "
               "this throws most of the gradient away.")),
-    hints=("One distribution for each of the B*T positions, one target for each.",
+    hints=("There is one distribution for each of the B*T positions, and one target for each.",
            "F.cross_entropy wants (N, V) and (N,): flatten(0, 1) and flatten().",
            "It has an argument ignore_index, and then divides by what is left.")))
 
@@ -246,8 +246,8 @@ register(Exercise(
     oracle=by_quadrature, package="gpt2_course.model:loss_at_init", rtol=1e-5, atol=1e-6,
     wrongs=(
         Wrong("it is ln V alone", lambda V, C, std=0.02: math.log(V),
-              "That is a model that gives every token the same logit. GPT-2's vary, and confident "
-              "ignorance costs 0.15 more."),
+              "That is the loss of a model that gives every token the same logit. GPT-2's logits "
+              "vary without knowing anything, which costs 0.15 more."),
         Wrong("the half is forgotten", lambda V, C, std=0.02: math.log(V) + C * std**2,
               "The mean of exp(z) is exp of half the variance."),
         Wrong("the variance is taken from one entry, not from C of them",
@@ -260,22 +260,22 @@ register(Exercise(
               "The variance of a logit is C std^2. With std itself, GPT-2 would begin at 18.5."),
         Wrong("it adds the standard deviation of a logit, not half its variance",
               lambda V, C, std=0.02: math.log(V) + math.sqrt(C) * std,
-              "For a normal z the mean of exp(z) is exp(variance / 2), so half the variance is "
-              "what its logarithm adds."),
+              "For a normal z the mean of exp(z) is exp(variance / 2), so its logarithm adds half "
+              "the variance."),
         Wrong("the term is subtracted", lambda V, C, std=0.02: math.log(V) - C * std**2 / 2,
               "Logits that vary without knowing anything are worse than equal ones: the loss is "
               "above ln V."),
         Wrong("std is ignored: it is always 0.02", lambda V, C, std=0.02: math.log(V) + C * 2e-4,
-              "The law holds for any standard deviation of wte, and the chapter tests it for "
-              "three."),
+              "The law holds for any standard deviation of wte, and the chapter tests it for three "
+              "of them."),
         Wrong("the padded vocabulary is used",
               lambda V, C, std=0.02: math.log(-(-V // 128) * 128) + C * std**2 / 2,
               "The padding rows of the head are cut off before the softmax: only V tokens take "
               "part in it.")),
     hints=("If all logits were equal the loss would be ln V. They are not: what is their variance?",
-           "The last norm makes vectors of length sqrt(C); times a row of std 0.02: variance "
-           "C*std^2.",
-           "ln of the mean of exp(z) is half the variance of z.")))
+           "The last norm makes vectors of length sqrt(C); their product with a row of std 0.02 "
+           "has variance C*std^2.",
+           "For a normal z of mean 0, ln of the mean of exp(z) is half the variance of z.")))
 
 
 def small_models(seed):
@@ -309,40 +309,41 @@ def matrices_only(model, T):
 
 register(Exercise(
     "model.flops_per_token", "09", "FLOPs of a forward and backward pass for one token in rows of "
-    "T tokens: 6 N + 12 L T C, where N counts all parameters but the positions.",
+    "T tokens: 6 N + 12 L T C, where N counts all parameters except the position table.",
     inputs=small_models, oracle=flops(), package="gpt2_course.model:flops_per_token", rtol=1e-6,
     wrongs=(
         Wrong("the tied head is left out", flops(head=-1),
-              "The table is stored once and used twice: looking up is free, the product with it "
+              "The table is stored once and used twice: a lookup is free, but the product with it "
               "is not. Your MFU would come out too low."),
         Wrong("the tied table is counted twice", flops(head=1),
-              "Looking up a row is no product: the embedding counts as the head only."),
+              "Looking up a row is not a product: the table counts only once, as the head."),
         Wrong("the positions are counted", flops(positions=1),
-              "wpe is added, never multiplied."),
+              "wpe is only added, so it takes part in no product."),
         Wrong("the padding rows are counted", flops(padding=1),
               "They are real work on the GPU, but not useful work: MFU counts what the model "
               "needs."),
-        Wrong("it is the forward pass alone", flops(times=2, part=4),
+        Wrong("only the forward pass is counted", flops(times=2, part=4),
               "The backward pass costs twice as much again: 2 + 4 = 6."),
-        Wrong("it is the backward pass alone", flops(times=4, part=8),
+        Wrong("only the backward pass is counted", flops(times=4, part=8),
               "The forward pass costs half as much again: 4 + 2 = 6."),
         Wrong("a multiplication and an addition are counted as one", flops(times=3, part=6),
               "FLOPs count both: two for each weight in a product. The data sheet of a GPU counts "
               "this way too, so your MFU would come out half as high as it is."),
         Wrong("attention's own products are left out", flops(part=0),
               "The products of queries and keys, and of weights and values, hold no parameters, so "
-              "N does not know them: 12 L T C."),
+              "N does not include them: add 12 L T C."),
         Wrong("attention's own products are halved, since the mask hides half", flops(part=6),
-              "Some papers count so. PaLM's convention counts the whole table, and a number can "
+              "Some papers count it so. PaLM's convention counts the whole table, and a number can "
               "only be compared with others of the same convention."),
         Wrong("the block size is taken in place of T", with_block_size,
               "The table of attention is as large as the rows that are trained on, and these may "
               "be shorter than the block."),
         Wrong("biases and norms are left out of N", matrices_only,
               "They take part in no product, so this is more exact. But the convention of 6 N "
-              "counts all parameters but the positions, and the difference is below a thousandth "
-              "in large models.")),
-    hints=("Every weight in a product costs a multiplication and an addition; backward twice that.",
+              "counts all parameters except the position table, and the difference is below a "
+              "thousandth in large models.")),
+    hints=("Every weight in a product costs a multiplication and an addition; the backward pass "
+           "costs twice that.",
            "N: all parameters without the positions; the tied table stays, as the head.",
            "6*N + 12 * n_layer * T * n_embd.")))
 

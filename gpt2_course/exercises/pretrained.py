@@ -43,38 +43,40 @@ register(Exercise(
     package="gpt2_course.pretrained:is_conv1d",
     wrongs=(
         Wrong("c_proj is left out", lambda n: n.endswith(("c_attn.weight", "c_fc.weight")),
-              "The MLP's c_proj does not fit and raises; attention's is square, so it loads, and "
-              "every logit is wrong."),
+              "The MLP's c_proj does not fit and raises an error; attention's is square, so it "
+              "loads, and every logit is wrong."),
         Wrong("attention's square c_proj is left out",
               lambda n: n.endswith(("c_attn.weight", "c_fc.weight", "mlp.c_proj.weight")),
-              "It fits both ways: nothing complains, and the text is nonsense."),
+              "It fits both ways: no error is raised, and the generated text is nonsense."),
         Wrong("the MLP is left out",
               lambda n: n.endswith(("attn.c_attn.weight", "attn.c_proj.weight")),
-              "Its two layers are Conv1D as well. They are not square, so loading them raises."),
+              "Its two layers are Conv1D as well. They are not square, so loading them raises an "
+              "error."),
         Wrong("only c_attn counts", lambda n: n.endswith("c_attn.weight"),
               "OpenAI wrote every linear layer of a block as Conv1D: there are four."),
-        Wrong("the two c_proj alone count", lambda n: n.endswith("c_proj.weight"),
+        Wrong("only the two c_proj count", lambda n: n.endswith("c_proj.weight"),
               "c_attn and c_fc are Conv1D as well: all four linear layers of a block."),
         Wrong("the norms' weights count too", lambda n: ".h." in n and n.endswith("weight"),
-              "They have one dimension and no layout: .t() leaves them alone, but a function of "
-              "this name should not say so."),
+              "They have one dimension and no layout: .t() leaves them unchanged, but a norm is "
+              "not a Conv1D."),
         Wrong("everything inside attention and MLP counts", lambda n: ".attn." in n or ".mlp." in n,
-              "Biases have one dimension, and the mask attn.bias of old files is no weight at "
+              "Biases have one dimension, and the mask attn.bias of old files is not a weight at "
               "all."),
         Wrong("no name counts", lambda n: False,
-              "Then nothing is transposed: three of the four matrices do not fit and raise, and "
-              "the square one loads in the wrong layout."),
-        Wrong("every weight is transposed, embeddings too",
+              "Then nothing is transposed: three of the four matrices do not fit and raise an "
+              "error, and the square one loads in the wrong layout."),
+        Wrong("every weight is transposed, even the embeddings",
               lambda n: n.endswith("weight") and ".ln_" not in n,
-              "wte, wpe and the head are (rows, C) in both libraries; turned, they do not fit."),
+              "wte, wpe and the head are (rows, C) in both libraries; transposed, they do not "
+              "fit."),
         Wrong("the head is transposed too",
               lambda n: n.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight",
                                     "lm_head.weight")),
-              "The head is wte under a second name, and a plain nn.Linear in Hugging Face as "
+              "The head is wte under a second name, and it is a plain nn.Linear in Hugging Face as "
               "well."),
-        Wrong("biases are counted in", lambda n: any(c in n for c in ("c_attn", "c_proj", "c_fc")),
-              "A bias has one dimension: .t() leaves it alone, and .T or transpose(0, 1) warns or "
-              "raises.")),
+        Wrong("the biases count too", lambda n: any(c in n for c in ("c_attn", "c_proj", "c_fc")),
+              "A bias has one dimension: .t() leaves it unchanged, and .T or transpose(0, 1) warns "
+              "or raises an error.")),
     hints=("Which layers of a block are products with a matrix? There are four.",
            "The name ends in .weight; embeddings are looked up, and the head is an embedding.",
            'name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) says it.')))
@@ -157,55 +159,57 @@ def in_place(state):
 
 register(Exercise(
     "pretrained.to_linear", "10",
-    "Translate a state dict: our names, linear layers as (out, in), no masks; what is not turned "
-    "stays as it is.",
+    "Translate a state dict: our names, linear layers as (out, in), no masks; what is not "
+    "transposed stays as it is.",
     inputs=states, oracle=linear_numpy, package="gpt2_course.pretrained:to_linear",
     wrongs=(
         Wrong("attention's square c_proj is not transposed",
               mistaken(turn=lambda n, w: w if n.endswith("attn.c_proj.weight") else w.t()),
-              "It is the only matrix that fits both ways: it loads without a word, and the logits "
-              "are wrong."),
+              "It is the only matrix that fits both ways: it loads without an error, and the "
+              "logits are wrong."),
         Wrong("matrices are reshaped, not transposed",
               mistaken(turn=lambda n, w: w.reshape(w.shape[::-1])),
-              "The shape is right and nearly every number is in the wrong place."),
+              "The shape is right, but nearly every value is in the wrong place."),
         Wrong("wte and wpe are transposed too",
               mistaken(other=lambda n, w: w.t() if w.dim() == 2 else w),
-              "An embedding is looked up by row: (V, C) in every library. Turned, it does not "
+              "An embedding is looked up by row: (V, C) in every library. Transposed, it does not "
               "fit."),
         Wrong("q, k and v are read in the order k, q, v", mistaken(turn=keys_first),
-              "Queries answer and keys ask: attention is transposed before its mask."),
+              "Queries and keys are then swapped: the table of scores is transposed, and no error "
+              "is raised."),
         Wrong("c_attn.bias is thrown out with the masks",
               mistaken(drop=("attn.bias", "attn.masked_bias")),
-              "The names end alike: with strict=False nobody notices, and q, k, v lose their "
+              "The names end alike: with strict=False no error is raised, and q, k, v lose their "
               "biases."),
         Wrong("transformer. is not put in front of old names", mistaken(prefix=""),
-              "OpenAI's first files lack it: nothing would load, or with strict=False nothing is "
-              "loaded and nobody notices."),
+              "OpenAI's first files lack it: loading raises an error, or with strict=False "
+              "silently loads nothing."),
         Wrong("transformer. is put in front of lm_head too", head_inside,
               "The head stands beside the transformer, not in it: lm_head.weight keeps its name."),
         Wrong("transformer. is put in front of every name", prefix_always,
               "Newer files have it already, and transformer.transformer.wte.weight fits nowhere."),
         Wrong("the masks are kept", mistaken(drop=()),
               "attn.bias is the causal mask, not a weight. Our model makes its own, so the name is "
-              "unknown and loading raises."),
+              "unknown and loading raises an error."),
         Wrong("masked_bias is kept", mistaken(drop=".attn.bias"),
-              "Old files hold two things that are not weights: the mask attn.bias and the number "
-              "attn.masked_bias that was filled in."),
+              "Old files hold two things that are not weights: the mask attn.bias and "
+              "attn.masked_bias, the number that was filled in."),
         Wrong("the head is left out", without_head,
-              "It is wte under a second name, and our model can load either; but the task keeps "
-              "what the file has."),
+              "It is wte under a second name, and our model can load either; but the task is to "
+              "keep what the file has."),
         Wrong("the norms' weights are left out", without_norms,
               "ln_1, ln_2 and ln_f have weights that training has changed: without them the model "
               "keeps ones in their place."),
         Wrong("nothing is transposed", mistaken(turn=lambda n, w: w),
-              "Names are right and layouts are not: three matrices do not fit, and the square one "
-              "loads without a word."),
+              "The names are right but the layouts are not: three matrices do not fit, and the "
+              "square one loads without an error."),
         Wrong("the given dictionary is changed", in_place,
-              "The caller may need it again: a second translation would turn every matrix back. "
-              "Fill a new dictionary.")),
-    hints=("Three decisions for each entry: keep it? under which name? turned or not?",
+              "The caller may need it again: a second translation would transpose every matrix "
+              "back. Fill a new dictionary.")),
+    hints=("There are three decisions for each entry: keep it? under which name? transposed or "
+           "not?",
            "Masks end in .attn.bias and .attn.masked_bias, with the dot in front.",
-           "w.t() for the four matrices of a block; reshape is something else.")))
+           "Use w.t() for the four matrices of a block; reshape is something else.")))
 
 
 def byte_alphabet():
@@ -234,24 +238,25 @@ def numbered(more=(), less=(), start=256):
 
 
 register(Exercise(
-    "pretrained.to_chars", "10", "Bytes as GPT-2's visible characters, one for each.",
+    "pretrained.to_chars", "10", "A string of GPT-2's visible characters, one for each byte.",
     inputs=some_bytes, oracle=lambda raw: "".join(ALPHABET[b] for b in raw),
     package="gpt2_course.pretrained:to_chars",
     wrongs=(
         Wrong("every byte is its own character", lambda raw: raw.decode("latin-1"),
-              "Spaces and newlines stay invisible, and merges.txt separates its two parts by a "
-              "space."),
+              "Spaces and newlines stay invisible, but merges.txt separates the two parts of a "
+              "merge by a space."),
         Wrong("the bytes are decoded as UTF-8", lambda raw: raw.decode(errors="replace"),
-              "A token may be half a character: it has bytes, but no text."),
+              "A token may be half a character, whose bytes are not valid UTF-8."),
         Wrong("an unprintable byte gets chr(256 + byte)",
               lambda raw: "".join(chr(256 + b) if b in INVISIBLE else chr(b) for b in raw),
-              "The space becomes chr(288), which is Ġ by luck, and bytes from 127 on get others' "
+              "The space becomes chr(288), which is Ġ by luck, but bytes from 127 on get the wrong "
               "characters."),
         Wrong("the soft hyphen counts as printable", numbered(more={173}),
               "0xAD is invisible in most fonts; OpenAI gave it the last of the new characters."),
         Wrong("the space counts as printable", numbered(more={32}),
-              "It has to become visible, since merges.txt separates its two parts by a space; and "
-              "all characters after it move by one. str.isprintable makes this mistake."),
+              "It has to become visible, since merges.txt separates the two parts of a merge by a "
+              "space; and all later new characters move by one. str.isprintable makes this "
+              "mistake."),
         Wrong("byte 127 counts as printable", numbered(more={127}),
               "DEL is a control character; the visible ASCII characters end with ~, which is 126. "
               "range(33, 127) already stops there."),
@@ -260,13 +265,13 @@ register(Exercise(
         Wrong("ÿ does not count as printable", numbered(less={255}),
               "range(174, 255) ends with 254: the last number of a range is not in it."),
         Wrong("the no-break space counts as printable", numbered(more={160}),
-              "Byte 0xA0 is a space that one cannot see: the visible characters begin again with "
+              "Byte 0xA0 is a space, which is invisible: the visible characters begin again with "
               "¡, which is 161."),
         Wrong("nothing above 127 counts as printable", numbered(less=set(range(128, 256))),
               "The letters and signs of Latin-1 stand for themselves: 161 to 172 and 174 to 255."),
         Wrong("counting begins at 257", numbered(start=257),
-              "The first invisible byte, 0, becomes chr(256); the space must come out as Ġ."),
-        Wrong("a list of characters comes out, not a string",
+              "The first invisible byte, 0, becomes chr(256), and the space must become Ġ."),
+        Wrong("the result is a list of characters, not a string",
               lambda raw: [ALPHABET[b] for b in raw],
               "Join them: the names of tokens in tokenizer.json are strings.")),
     hints=("Two kinds of bytes: those that can be seen, and the 68 that cannot.",
@@ -346,10 +351,12 @@ register(Exercise(
               "A token can often be cut in several ways; only one of them is how BPE arrived at "
               "it."),
         Wrong("the longest known beginning is taken", lambda t, ranks: cuts(t, ranks)[-1],
-              "Greedy from the left is not byte-pair encoding: the merges would give other ids."),
-        Wrong("the latest learned pair is joined first", join_latest,
-              "A low rank was learned early and is joined early: BPE repeats its own history."),
-        Wrong("the whole token comes back in one piece", lambda t, ranks: (t,),
+              "Greedy matching from the left is not byte-pair encoding: these merges would give "
+              "other ids."),
+        Wrong("the pair learned last is merged first", join_latest,
+              "A pair of low rank was learned early and is merged early: BPE applies its merges in "
+              "the order learned."),
+        Wrong("the whole token is returned in one piece", lambda t, ranks: (t,),
               "It was encoded with its own rank still in the vocabulary: leave it out."),
         Wrong("the last byte is cut off", lambda t, ranks: (t[:-1], t[-1:]),
               "Both halves of a merge may be long. What is left of the last byte need not even be "
@@ -359,19 +366,19 @@ register(Exercise(
               "token."),
         Wrong("the two halves are equally long",
               lambda t, ranks: (t[:len(t) // 2], t[len(t) // 2:]),
-              "A merge joins tokens of any length; only their ranks say where the seam is."),
+              "A merge joins tokens of any length; only the ranks say where the seam is."),
         Wrong("the cut into the two tokens with the lowest ranks is taken",
               lambda t, ranks: min(cuts(t, ranks), key=lambda p: max(ranks[p[0]], ranks[p[1]])),
-              "Both parts of a cut may be tokens without ever having met. BPE joins step by step, "
-              "and its first joins decide what can meet later."),
+              "Both parts of a cut may be tokens that BPE never has side by side. It merges step "
+              "by step, and the first merges decide which parts are left to merge later."),
         Wrong("the parts come in the wrong order", lambda t, ranks: right_pair(t, ranks)[::-1],
-              "A merge is an ordered pair: the left part and then the right one."),
-        Wrong("the ranks of the two parts come out, not their bytes",
+              "A merge is an ordered pair: first the left part, then the right one."),
+        Wrong("the result is the ranks of the two parts, not their bytes",
               lambda t, ranks: tuple(ranks[p] for p in right_pair(t, ranks)),
-              "merges.txt holds the parts themselves; what is asked for is two bytes objects.")),
+              "merges.txt holds the parts themselves, so the task asks for two bytes objects.")),
     hints=("Encode the token as BPE would, but stop before the last merge.",
-           "Begin with single bytes and always join the neighbours whose union has the lowest "
-           "rank.",
+           "Begin with single bytes and always merge the two neighbours that together have the "
+           "lowest rank.",
            "When two parts are left they are the pair: while len(parts) > 2.")))
 
 
@@ -429,6 +436,6 @@ def plain_shrink(name, w):
 set_challenge(Challenge(
     "pretrained.six_numbers", "10", "A function (name, table) -> the table with at most six "
     "different numbers in it, so that a weight needs less than three bits. Every matrix of a model "
-    "trained on Hamlet is replaced by what comes out; then the model is tested on Macbeth.",
+    "trained on Hamlet is replaced by the result; then the model is tested on Macbeth.",
     score=loss_when_shrunk, plain=plain_shrink, to_beat=3.367, unit="nats per character on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=45))
