@@ -1,6 +1,6 @@
 """The catalogue of the fair test: an interval from a few seeds, the step at which one curve passes
 another's end, and the best learning rate of a sweep, with brute-force oracles and the mistakes
-that make papers."""
+that get into papers."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ def interval_statistics(x):
 ONE_SIDED = {1: 6.3138, 2: 2.9200, 3: 2.3534, 4: 2.1318, 8: 1.8595} # 95 % point, by n - 1
 
 def half(x, t=None, ddof=1, by=lambda n: n ** 0.5, power=1):
-    "The interval with exchangeable mistakes"
+    "The interval with replaceable parts"
     t = T95[len(x) - 1] if t is None else t
     return float(np.mean(x)), float(t * np.std(x, ddof=ddof) ** power / by(len(x)))
 
@@ -37,44 +37,46 @@ def ends(x):
     return mean - width, mean + width
 
 register(Exercise(
-    "ablation.interval", "23", "(mean, half width of the 95 % interval of the mean) for the final "
-    "losses of two or more seeds, with Student's t.", inputs=interval_inputs,
+    "ablation.interval", "23", "(mean, half width of the 95 % confidence interval of the mean) for "
+    "the final losses of two or more seeds, with Student's t.", inputs=interval_inputs,
     oracle=interval_statistics, package="gpt2_course.ablation:interval",
     # T95 is rounded to three decimals: its entries are off by up to 0.0005 in 2.306, the smallest
     # that is used here; t at n in place of n - 1 is off by 2 % at nine seeds
     rtol=2.5e-4,
     wrongs=(
         Wrong("1.96 is used for a handful of seeds", lambda x: half(x, t=1.96),
-              "That is right for very many. For three, Student's t is 4.303: the interval would "
-              "miss the truth far more often than it says."),
+              "That is right for very many seeds. For three, Student's t is 4.303: the interval "
+              "would miss the truth far more often than it says."),
         Wrong("t is left out", lambda x: half(x, t=1.0),
-              "That is the standard error. For three seeds the truth lies within it only in 58 of "
-              "a hundred cases; times t it is in 95."),
+              "That is the standard error. For three seeds the truth lies within it in only 58 of "
+              "a hundred cases; multiplied by t, in 95."),
         Wrong("t is the 95 % point", lambda x: half(x, t=ONE_SIDED[len(x) - 1]),
               "An interval has two ends, and 2.5 % lie beyond each: t is the 97.5 % point. With "
-              "the 95 % point this is an interval of 90 %."),
+              "the 95 % point this is a 90 % interval."),
         Wrong("t is read at n instead of n - 1", lambda x: half(x, t=T95[len(x)]),
               "n numbers leave n - 1 degrees of freedom, once their mean is subtracted."),
         Wrong("the spread of single runs is given, not of their mean",
               lambda x: half(x, by=lambda n: 1),
-              "Divide by the root of the number of seeds: a mean varies less than one run."),
-        Wrong("it is divided by n, not by its root", lambda x: half(x, by=lambda n: n),
-              "Variances are divided by n, so standard deviations by the root of n. Nine seeds "
-              "make the mean three times as certain, not nine times."),
-        Wrong("it is divided by the root of n - 1", lambda x: half(x, by=lambda n: (n - 1) ** 0.5),
+              "Divide by the square root of the number of seeds: a mean varies less than one run."),
+        Wrong("the deviation is divided by n, not by its square "
+              "root", lambda x: half(x, by=lambda n: n),
+              "Variances are divided by n, so standard deviations are divided by the square root "
+              "of n. Nine seeds make the mean three times as certain, not nine times."),
+        Wrong("the deviation is divided by the square root of n - "
+              "1", lambda x: half(x, by=lambda n: (n - 1) ** 0.5),
               "n - 1 belongs in the standard deviation, once. The mean is over n numbers: divide "
-              "by the root of n."),
+              "by the square root of n."),
         Wrong("the standard deviation divides by n", lambda x: half(x, ddof=0),
               "The mean was computed from the same numbers, so one of them is not free. For three "
               "seeds this makes the interval almost a fifth too narrow."),
-        Wrong("the variance stands in place of the standard deviation",
+        Wrong("the variance is used in place of the standard deviation",
               lambda x: half(x, power=2),
-              "A variance is in nats squared. Take its root before you add it to a loss."),
-        Wrong("the whole width is given, not the half", lambda x: (half(x)[0], 2 * half(x)[1]),
-              "The task wants what stands behind ±: the distance from the mean to either end."),
+              "A variance is in nats squared. Take its square root before you add it to a loss."),
+        Wrong("the full width is given, not half of it", lambda x: (half(x)[0], 2 * half(x)[1]),
+              "The task asks for the number after ±: the distance from the mean to either end."),
         Wrong("the two ends are given", ends,
-              "The task wants the mean and the half width, as in 3.52 ± 0.04."),
-        Wrong("the median stands in place of the mean",
+              "The task asks for the mean and the half width, as in 3.52 ± 0.04."),
+        Wrong("the median is used in place of the mean",
               lambda x: (statistics.median(x), half(x)[1]),
               "Student's interval is that of a mean. A median has another, wider one."),
     ),
@@ -105,7 +107,7 @@ def steps_fractions(steps, losses, target):
 
 def crossing(steps, losses, target, last=False, reached=lambda loss, target: loss <= target,
              answer=None, first=None, never=None):
-    "The crossing with exchangeable mistakes"
+    "The crossing with replaceable parts"
     below = [i for i, loss in enumerate(losses) if reached(loss, target)]
     if not below: return never(steps) if never else None
     i = below[0]
@@ -116,7 +118,7 @@ def crossing(steps, losses, target, last=False, reached=lambda loss, target: los
     return answer(i, s, t, share) if answer else s + share * (t - s)
 
 def wrapped(steps, losses, target):
-    "Python's index -1, without notice"
+    "Python's index -1, unnoticed"
     share = (losses[-1] - target) / (losses[-1] - losses[0])
     return steps[-1] + share * (steps[0] - steps[-1])
 
@@ -127,16 +129,16 @@ def nearest(steps, losses, target):
 
 register(Exercise(
     "ablation.steps_to", "23", "The first step at which a curve of validation losses is at or "
-    "below a target, by straight lines between its points; None if it never is.",
+    "below a target, with straight lines between its points; None if it never is.",
     inputs=steps_inputs, oracle=steps_fractions, package="gpt2_course.ablation:steps_to",
     rtol=1e-4, atol=1e-2,
     wrongs=(
         Wrong("the last crossing is taken", lambda s, l, t: crossing(s, l, t, last=True),
-              "A curve may rise again for a while. The question is when it was there first."),
+              "A curve may rise again for a while. The question is when it first got there."),
         Wrong("a loss equal to the target does not count",
               lambda s, l, t: crossing(s, l, t, reached=lambda loss, target: loss < target),
-              "At the target is reached: use <=. Otherwise a curve that ends exactly there has "
-              "never arrived."),
+              "A loss equal to the target has reached it: use <=. Otherwise a curve that ends "
+              "exactly there never counts as arriving."),
         Wrong("the next validation is taken, without a line between",
               lambda s, l, t: crossing(s, l, t, answer=lambda i, s, t, share: float(t)),
               "The answer then depends on how often you validate, and is always late."),
@@ -146,38 +148,39 @@ register(Exercise(
         Wrong("the middle between two validations is taken",
               lambda s, l, t: crossing(s, l, t, answer=lambda i, s, t, share: (s + t) / 2),
               "A curve that has almost arrived at the first of two points crosses soon after it: "
-              "the losses say where between them."),
-        Wrong("the share of the way is counted from the far end", lambda s, l, t: crossing(
+              "the two losses say where in between."),
+        Wrong("the fraction of the way is counted from the far end", lambda s, l, t: crossing(
             s, l, t, answer=lambda i, s, t, share: s + (1 - share) * (t - s)),
-              "At the first of the two points nothing of the way is done. The share is (l0 - "
-              "target) / (l0 - l1), which is 0 there."),
+              "At the first of the two points none of the way has been covered. The fraction is "
+              "(l0 - target) / (l0 - l1), which is 0 if l0 is the target."),
         Wrong("an index is given in place of a step",
               lambda s, l, t: crossing(s, l, t, first=lambda s, l, t: 0.0,
                                        answer=lambda i, s, t, share: i - 1 + share),
-              "Validations are many steps apart, and not always equally many: read the step at "
-              "that index."),
+              "Validations are many steps apart, and not always equally far: read the step at that "
+              "index."),
         Wrong("the first point looks back at the last one",
               lambda s, l, t: crossing(s, l, t, first=wrapped),
               "Where the first loss is already low enough there is no point before it, and "
               "losses[-1] is the end of the list. Answer with the first step."),
         Wrong("a curve that starts below has never arrived",
               lambda s, l, t: crossing(s, l, t, first=lambda s, l, t: None),
-              "It was there from the beginning: the answer is the first step."),
+              "It was below from the beginning: the answer is the first step."),
         Wrong("never is answered with the last step",
               lambda s, l, t: crossing(s, l, t, never=lambda s: float(s[-1])),
-              "A run that never arrives would look like one that just made it. None says so."),
+              "A run that never arrives would look like one that arrived just in time: return "
+              "None."),
         Wrong("never is answered with infinity",
               lambda s, l, t: crossing(s, l, t, never=lambda s: math.inf),
-              "The task wants None: a mean over seeds must not swallow it unseen."),
+              "The task asks for None: infinity could slip unnoticed into a mean over seeds."),
         Wrong("the nearest point is taken", nearest,
-              "The nearest may lie before the crossing, or after a bump, far from it."),
+              "The nearest point may lie before the crossing, or far from it, after a bump."),
         Wrong("np.interp reads the curve backwards",
               lambda s, l, t: float(np.interp(t, l[::-1], s[::-1])),
-              "np.interp wants rising x. A loss that rises for a while breaks that without an "
+              "np.interp needs increasing x. A loss that rises for a while breaks that without an "
               "error, and a target that is never reached gives the last step."),
     ),
     hints=("Look for the first loss at or below the target.", "The crossing lies between it and "
-           "the point before: at the same share of the way in steps as in loss.",
+           "the point before: at the same fraction of the way in steps as in loss.",
            "s0 + (l0 - target) / (l0 - l1) * (s1 - s0)")))
 
 
@@ -225,22 +228,23 @@ register(Exercise(
     wrongs=(
         Wrong("the best single run decides", lambda x: lowest(x, min, most(x)),
               "One lucky seed wins the sweep. With three rates and three seeds you would choose "
-              "the luckiest of nine runs, and call it a method."),
+              "the luckiest of nine runs, not the best rate."),
         Wrong("the worst run decides", lambda x: lowest(x, max, most(x)),
               "One unlucky seed loses the sweep. The mean counts all runs alike, and varies less "
-              "from sweep to sweep than its extremes."),
+              "from sweep to sweep than the extremes do."),
         Wrong("only the first seed is read", lambda x: lowest(x, lambda v: v[0], most(x)),
-              "The other seeds were paid for. One run is mostly luck; the mean of three is less "
-              "so."),
+              "The other seeds were paid for and are ignored. One run is mostly luck; the mean of "
+              "three is less so."),
         Wrong("the median decides",
               lambda x: lowest(x, lambda v: sorted(v)[len(v) // 2], most(x)),
-              "A rate at which one run of three diverges looks splendid. You would not start your "
-              "large run with it."),
+              "A rate at which one run of three diverges can then look best, but you would not "
+              "start a large run with it."),
         Wrong("diverged runs are left out of the mean", lambda x: lowest(x, of_finite, most(x)),
-              "The rate that blows up one run in three is then judged by the two that survived. "
+              "A rate at which one run in three diverges is then judged by the two that survived. "
               "An infinite loss makes the mean infinite, and that is the point."),
         Wrong("rates with fewer seeds compete", lambda x: lowest(x, np.mean),
-              "A rate that has run once competes with its luck against the means of others."),
+              "A rate that has been run once competes with a single lucky run against the means of "
+              "others."),
         Wrong("sums are compared, not means", lambda x: lowest(x, sum),
               "A rate with fewer seeds has a smaller sum, however bad its runs are."),
         Wrong("three seeds are always required", lambda x: lowest(x, np.mean, 3),
@@ -248,12 +252,14 @@ register(Exercise(
               "any of the rates has."),
         Wrong("the highest rate that did not diverge is taken",
               lambda x: max(lr for lr, v in x.items() if math.isfinite(sum(v.values()))),
-              "It is often near the best, and as often beyond it. The sweep is there to be read."),
+              "The highest stable rate may be near the best one, or beyond it. The sweep measures "
+              "which one is best: use its losses."),
         Wrong("the loss is returned, not the rate", lowest_mean,
               "You know how good the best rate is, but not which one it is: min(means, "
               "key=means.get) gives the rate."),
     ),
-    hints=("Leave out rates with fewer seeds than the others.", "Then compare means; infinite ones "
+    hints=("Leave out rates with fewer seeds than others "
+           "have.", "Then compare means; infinite ones "
            "lose.", "min(means, key=means.get)")))
 
 
@@ -282,7 +288,7 @@ class Comparison:
                      + (0.04 if off > 0 else 0.03) * off**2 + 0.05 * shared + 0.04 * own)
 
 def decided(fn, seconds):
-    "Mean runs per decision; too many wrong decisions make no score"
+    "Mean runs per decision; too many wrong decisions raise an error"
     wrong = runs = 0
     for number in range(WORLDS):
         c = Comparison(number)
@@ -304,7 +310,7 @@ def whole_sweep(run):
 
 set_challenge(Challenge(
     "ablation.decide", "23", "Write a function of run(arm, learning rate, seed) -> final loss that "
-    "decides which of two arms, 0 or 1, ends lower at its own best rate. It judges 500 simulated "
+    "decides which of two arms, 0 or 1, ends lower at its own best rate. It decides 500 simulated "
     "comparisons; at most 5 % of the decisions may be wrong.",
     score=decided, plain=whole_sweep,
     to_beat=40.0, unit="runs per decision",

@@ -18,7 +18,7 @@ def steps_of(
     accumulation:int, # micro-batches per step, in each process
     world:int,        # processes
 ) -> int:             # whole optimiser steps that the tokens suffice for
-    "Tokens of the run by tokens per step"
+    "Tokens of the run divided by tokens per step"
     return tokens // (B * T * accumulation * world)
 
 def steps_counted(tokens, B, T, accumulation, world):
@@ -39,21 +39,22 @@ def step_inputs(seed):
     return [*((t, *row) for t, row in zip(tokens, rows)), (10**10, 16, 1024, 4, 8)]
 
 register(Exercise(
-    "reproduce.steps", "25", "Whole optimiser steps of a run, from the tokens to train on, B rows "
-    "of T tokens per micro-batch, micro-batches per step in each process, and processes.",
+    "reproduce.steps", "25", "The number of whole optimiser steps of a run, from the tokens to "
+    "train on, B rows of T tokens per micro-batch, micro-batches per step in each process, and "
+    "processes.",
     inputs=step_inputs, oracle=steps_counted, package="gpt2_course.exercises.reproduce:steps_of",
     wrongs=(
         Wrong("micro-batches are counted, not steps",
               lambda n, B, T, a, w: n // (B * T * w),
-              "The schedule is accumulation times too long: warm-up never ends and the learning "
-              "rate never comes down."),
-        Wrong("accumulation is multiplied in instead of divided out",
+              "The schedule is too long by a factor of accumulation: the warm-up takes too long, "
+              "and the learning rate never comes down."),
+        Wrong("the steps are multiplied by accumulation, not divided by it",
               lambda n, B, T, a, w: n * a // (B * T * w),
               "A step of more micro-batches reads more tokens, so there are fewer steps."),
         Wrong("the other processes are forgotten", lambda n, B, T, a, w: n // (B * T * a),
-              "Each process computes a part of the step: the run reads the data `world` times, "
-              "for `world` times the money."),
-        Wrong("processes are multiplied in instead of divided out",
+              "Each process computes a part of the step: the run reads the data `world` times, at "
+              "`world` times the cost."),
+        Wrong("the steps are multiplied by the processes, not divided by them",
               lambda n, B, T, a, w: n * w // (B * T * a),
               "More processes read more tokens in each step, so there are fewer steps."),
         Wrong("rows are counted as tokens", lambda n, B, T, a, w: n // (B * a * w),
@@ -68,9 +69,12 @@ register(Exercise(
               "There are no tokens left for it: the loader would start a second epoch."),
         Wrong("one step is always added", lambda n, B, T, a, w: n // (B * T * a * w) + 1,
               "range(steps) starts at 0 but still makes `steps` steps: nothing has to be added."),
-        Wrong("it is rounded to the nearest", lambda n, B, T, a, w: round(n / (B * T * a * w)),
-              "Half a step or more is rounded up, and its tokens do not exist. Cut it: //."),
-        Wrong("the steps are no whole number", lambda n, B, T, a, w: n / (B * T * a * w),
+        Wrong("the result is rounded to the nearest whole "
+              "number", lambda n, B, T, a, w: round(n / (B * T * a * w)),
+              "Half a step or more is rounded up, although its tokens do not exist. Round down "
+              "with //."),
+        Wrong("the number of steps is not a whole "
+              "number", lambda n, B, T, a, w: n / (B * T * a * w),
               "There is no half step: what remains is too little for a batch. Use //.")),
     hints=("How many tokens does one process read in one micro-batch?",
            "A step is B * T tokens, accumulation times, in every process.",
@@ -83,7 +87,7 @@ def micro_batches(
     T:int,            # block size
     world:int,        # processes
 ) -> int:             # micro-batches per step, in each process
-    "What each process adds up before a step, so that the step stays the same"
+    "What each process accumulates before a step, so that the step stays the same"
     return batch_tokens // (B * T * world)
 
 def micro_dealt(batch_tokens, B, T, world):
@@ -101,32 +105,33 @@ def micro_inputs(seed):
             (524288, 16, 1024, 1), (524288, 64, 1024, 8)]
 
 register(Exercise(
-    "reproduce.micro_batches", "25", "Micro-batches per step in each process, so that a step has "
-    "`batch_tokens` tokens over all of them; the numbers divide without a remainder.",
+    "reproduce.micro_batches", "25", "The number of micro-batches per step in each process, so "
+    "that a step has `batch_tokens` tokens over all of them; the numbers divide without a "
+    "remainder.",
     inputs=micro_inputs, oracle=micro_dealt,
     package="gpt2_course.exercises.reproduce:micro_batches",
     wrongs=(
         Wrong("there is no accumulation", lambda n, B, T, w: 1,
-              "With fewer GPUs the step shrinks: noisy gradients at a learning rate chosen for a "
-              "large batch, and too little text in the planned number of steps."),
-        Wrong("each process makes the whole batch", lambda n, B, T, w: n // (B * T),
+              "With fewer GPUs the batch shrinks: the gradients are noisy for a learning rate "
+              "chosen for a large batch, and the planned number of steps reads too little text."),
+        Wrong("each process computes the whole batch", lambda n, B, T, w: n // (B * T),
               "The step is `world` times too large: fewer updates for the same text."),
         Wrong("rows are counted as tokens", lambda n, B, T, w: n // (B * w),
-              "A row holds T tokens: each step would be T times too long."),
+              "A row holds T tokens: each step would be T times too large."),
         Wrong("the rows are forgotten", lambda n, B, T, w: n // (T * w),
-              "A micro-batch has B rows of T tokens: each step would be B times too long."),
+              "A micro-batch has B rows of T tokens: each step would be B times too large."),
         Wrong("tokens are counted, not micro-batches", lambda n, B, T, w: n // w,
               "That is each process's part of the step in tokens. A micro-batch holds B * T of "
               "them."),
         Wrong("processes are multiplied in", lambda n, B, T, w: n * w // (B * T),
-              "More GPUs would then make a step slower: the batch grows with the square of their "
-              "number."),
-        Wrong("one is added", lambda n, B, T, w: n // (B * T * w) + 1,
+              "More GPUs would then make a step slower: the batch would grow with the square of "
+              "their number."),
+        Wrong("one micro-batch is added", lambda n, B, T, w: n // (B * T * w) + 1,
               "The numbers divide: one more micro-batch makes the step larger than the recipe's."),
-        Wrong("the fraction is upside down", lambda n, B, T, w: B * T * w // n,
+        Wrong("the fraction is inverted", lambda n, B, T, w: B * T * w // n,
               "That is how many steps fit into one round of micro-batches: at most one.")),
     hints=("How many micro-batches of B x T tokens does the whole step have?",
-           "They are dealt out to the processes.",
+           "They are distributed over the processes.",
            "batch_tokens // (B * T * world).")))
 
 
@@ -158,48 +163,50 @@ def hour_inputs(seed):
              float(rng.integers(100, 1000)) * 1e12, float(rng.uniform(0.2, 0.6))) for s in shapes]
 
 register(Exercise(
-    "reproduce.hours", "25", "Hours of a run, from parameters, shape, tokens, GPUs, their peak in "
-    "FLOP/s and the MFU.", inputs=hour_inputs, oracle=hours_exact,
+    "reproduce.hours", "25", "The hours that a run takes, from parameters, shape, tokens, GPUs, "
+    "their peak in FLOP/s and the MFU.", inputs=hour_inputs, oracle=hours_exact,
     package="gpt2_course.exercises.reproduce:hours", atol=0.0,
     wrongs=(
         Wrong("the backward pass is forgotten",
               lambda N, L, T, C, n, g, p, m: (2*N + 4*L*T*C) * n / (g * p * m) / 3600,
-              "2 N is the forward pass alone; the backward pass makes two products for each of "
-              "its products. You would promise a third of the time."),
+              "2 N is the forward pass alone; the backward pass makes two products for each of its "
+              "products. Your estimate would be about a third of the true time."),
         Wrong("attention's backward pass is forgotten",
               lambda N, L, T, C, n, g, p, m: (6*N + 4*L*T*C) * n / (g * p * m) / 3600,
-              "Scores and mixes are differentiated like any other product: 4 L T C forwards, twice "
-              "that backwards."),
+              "Scores and weighted sums are differentiated like any other product: 4 L T C in the "
+              "forward pass, twice that in the backward pass."),
         Wrong("attention's own products are forgotten",
               lambda N, L, T, C, n, g, p, m: 6 * N * n / (g * p * m) / 3600,
-              "Scores and mixes have no weights, but they cost: at T = 1024 an eighth of GPT-2 "
-              "124M's arithmetic, and more with longer rows."),
+              "Scores and weighted sums have no parameters, but they cost time: at T = 1024 an "
+              "eighth of GPT-2 124M's arithmetic, and more with longer rows."),
         Wrong("attention is counted for a row, not for a token",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*T*C) * n / (g * p * m) / 3600,
               "One token attends to at most T others: 12 L T C. The square of T is the cost of a "
               "whole row."),
         Wrong("attention is counted for one block",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*T*C) * n / (g * p * m) / 3600,
-              "Every block has an attention of its own: times L."),
+              "Every block has its own attention: multiply by L."),
         Wrong("the GPUs are forgotten",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n / (p * m) / 3600,
-              "That is GPU hours: what it costs, not how long it takes."),
+              "That is GPU hours: what the run costs, not how long it takes."),
         Wrong("the GPUs multiply the time",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n * g / (p * m) / 3600,
               "More GPUs share the work: the time is divided by their number."),
         Wrong("the MFU is forgotten",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n / (g * p) / 3600,
               "No program reaches the data sheet's peak: 30 to 60 % of it is usual."),
-        Wrong("the MFU makes it faster",
+        Wrong("the MFU multiplies the time",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n * m / (g * p) / 3600,
               "At 40 % of the peak a run takes 2.5 times as long, not 0.4 times: divide by it."),
         Wrong("seconds are given",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n / (g * p * m),
-              "FLOP by FLOP/s is seconds. An hour has 3600 of them."),
+              "FLOP divided by FLOP/s gives seconds. An hour has 3600 of them."),
         Wrong("minutes are given",
               lambda N, L, T, C, n, g, p, m: (6*N + 12*L*T*C) * n / (g * p * m) / 60,
-              "FLOP by FLOP/s is seconds; divided by 60 they are minutes, by 3600 hours.")),
-    hints=("FLOPs per token, times tokens, by what the GPUs do in a second.",
+              "FLOP divided by FLOP/s gives seconds; divide them by 60 for minutes, by 3600 for "
+              "hours.")),
+    hints=("Multiply the FLOPs per token by the tokens, and divide by what the GPUs do in a "
+           "second.",
            "A token costs 6 N + 12 L T C; a GPU does peak * mfu.",
            "(6 N + 12 L T C) * tokens / (gpus * peak * mfu) / 3600.")))
 
@@ -213,7 +220,7 @@ def state_bytes(
     return 16 * (-(-params // gpus) if sliced else params)
 
 def bytes_counted(params, gpus, sliced):
-    "Four arrays of float32, made and measured; the first process has the longest slice"
+    "Four arrays of float32, allocated and measured; the first process has the longest slice"
     n = len(range(0, params, gpus)) if sliced else params
     return sum(np.zeros(n, np.float32).nbytes for _ in ("weight", "gradient", "mean", "square"))
 
@@ -230,16 +237,17 @@ def four(n, g, sliced, weight=True, gradient=True, state=True):
     return 4 * (slice_(weight) + slice_(gradient) + 2 * slice_(state))
 
 register(Exercise(
-    "reproduce.state_bytes", "25", "Bytes that weights, gradients and AdamW's state take on one "
-    "GPU, in fp32: DDP (each has all) or FSDP (each has a slice, the longest counts).",
+    "reproduce.state_bytes", "25", "The bytes that weights, gradients and AdamW's state take on "
+    "one GPU, in fp32, under DDP (each GPU has all) or FSDP (each has a slice; the longest "
+    "counts).",
     inputs=byte_inputs,
     oracle=bytes_counted, package="gpt2_course.exercises.reproduce:state_bytes",
     wrongs=(
-        Wrong("DDP shares the state out too", lambda n, g, s: 16 * -(-n // g),
+        Wrong("DDP slices the state too", lambda n, g, s: 16 * -(-n // g),
               "Under DDP every GPU holds a whole copy: more GPUs save time, not memory."),
         Wrong("FSDP is taken for DDP", lambda n, g, s: 16 * n,
-              "Slicing is what FSDP is for: each GPU holds one part in `gpus`."),
-        Wrong("DDP and FSDP are exchanged", lambda n, g, s: four(n, g, not s),
+              "Slicing is what FSDP is for: each GPU holds one of `gpus` parts."),
+        Wrong("DDP and FSDP are swapped", lambda n, g, s: four(n, g, not s),
               "`sliced` is True for FSDP, which slices everything; under DDP each GPU holds all."),
         Wrong("only AdamW's state is sliced",
               lambda n, g, s: four(n, g, s, weight=False, gradient=False),
@@ -248,20 +256,20 @@ register(Exercise(
               "That is ZeRO's second stage. FSDP keeps a slice of each weight and gathers a layer "
               "only while it computes."),
         Wrong("the slice is rounded down", lambda n, g, s: 16 * (n // g if s else n),
-              "Somebody holds the rest: the longest slice is what has to fit."),
+              "Some GPU holds the remainder: the longest slice has to fit."),
         Wrong("one parameter is always added to the slice",
               lambda n, g, s: 16 * (n // g + 1 if s else n),
               "Where the parameters divide, all slices are equal: round up only if something is "
               "left over."),
-        Wrong("the slice is no whole number", lambda n, g, s: 16 * (n / g if s else n),
-              "A parameter lies on one GPU or on another: round the slice up."),
+        Wrong("the slice is not a whole number", lambda n, g, s: 16 * (n / g if s else n),
+              "A parameter is on one GPU or on another: round the slice up."),
         Wrong("bytes are rounded up, not parameters",
               lambda n, g, s: -(-16 * n // g) if s else 16 * n,
               "A parameter is not cut in the middle of its bytes: round up the number of "
               "parameters, then multiply by 16."),
         Wrong("one of the four is forgotten", lambda n, g, s: 12 * (-(-n // g) if s else n),
-              "Gradients lie beside the weights, and AdamW keeps averages of the gradient and of "
-              "its square: weight, gradient and two averages make 16 bytes."),
+              "Gradients are kept beside the weights, and AdamW keeps averages of the gradient and "
+              "of its square: weight, gradient and two averages make 16 bytes."),
         Wrong("only the weights are counted", lambda n, g, s: 4 * (-(-n // g) if s else n),
               "That is enough to generate text. Training needs gradients and AdamW's two averages "
               "as well: four times as much."),
@@ -286,7 +294,7 @@ def logs():
     return ([r for r in runs if r["arm"] in KNOWN], [r for r in runs if r["arm"] not in KNOWN])
 
 def forecast(fn, seconds):
-    "Mean error of the final losses that are forecast from a third of each log"
+    "Mean error of final losses that are forecast from a third of each log"
     complete, rest = logs()
     asked = [{**r, "val": [(s, loss) for s, loss in r["val"] if s <= SEEN]} for r in rest]
     said = fn(complete, asked)
@@ -305,9 +313,9 @@ def falls_alike(complete, asked):
     return [at(r) - fall(r["lr"]) for r in asked]
 
 set_challenge(Challenge(
-    "reproduce.forecast", "25", "Write a function of (complete, asked): whole logs of 48 runs, and "
-    "the first 200 of 600 steps of 36 others, of two parts and an optimiser that the complete "
-    "runs lack. It returns a forecast of the final validation loss for each run that is asked.",
+    "reproduce.forecast", "25", "Write a function of (complete, asked): complete logs of 48 runs, "
+    "and the first 200 of 600 steps of 36 others, with two parts and an optimiser that the "
+    "complete runs lack. It returns a forecast of the final validation loss for each run in asked.",
     score=forecast, plain=falls_alike,
     to_beat=0.1021, unit="nats, mean error",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

@@ -34,13 +34,14 @@ register(Exercise(
     "for a budget of FLOPs.", inputs=tokens_inputs, oracle=tokens_counted,
     package="gpt2_course.exercises.scaling:tokens_for",
     wrongs=(
-        Wrong("only the forward pass is paid", lambda flops, N: flops / (2 * N),
-              "2 N FLOPs per token is generation. Training goes back as well, which costs twice as "
-              "much again."),
-        Wrong("only the backward pass is paid", lambda flops, N: flops / (4 * N),
+        Wrong("only the forward pass is counted", lambda flops, N: flops / (2 * N),
+              "2 N FLOPs per token is the cost of generation. Training also has a backward pass, "
+              "which costs twice as much again."),
+        Wrong("only the backward pass is counted", lambda flops, N: flops / (4 * N),
               "Before a gradient there is a forward pass: 2 N more for each token."),
         Wrong("a multiplication with its addition counts once", lambda flops, N: flops / (3 * N),
-              "FLOPs count the multiplication and the addition: two for a parameter, forwards."),
+              "FLOPs count the multiplication and the addition: two per parameter in the forward "
+              "pass."),
         Wrong("the forward pass is computed twice", lambda flops, N: flops / (8 * N),
               "That is training with activation checkpointing, which repeats the forward pass to "
               "save memory. The usual law counts the arithmetic that is needed: 6 N."),
@@ -49,9 +50,9 @@ register(Exercise(
               "not in one operation."),
         Wrong("the parameters are left out", lambda flops, N: flops / 6,
               "Each token passes through every parameter."),
-        Wrong("the fraction is upside down", lambda flops, N: 6 * N / flops,
-              "That is the share of the budget that a single token uses. Its inverse is the number "
-              "of tokens."),
+        Wrong("the fraction is inverted", lambda flops, N: 6 * N / flops,
+              "That is the fraction of the budget that a single token uses. Its inverse is the "
+              "number of tokens."),
     ),
     hints=("C = 6 N D.", "Solve it for D.", "flops / (6 * N)")))
 
@@ -72,7 +73,7 @@ def huber_slope(r, delta):
     return out
 
 def bent(r, delta, inner=lambda a, d: a**2 / 2, outer=lambda a, d: d * (a - d / 2)):
-    "Huber's loss with exchangeable mistakes"
+    "Huber's loss with replaceable parts"
     a = np.abs(r)
     return np.where(a <= delta, inner(a, delta), outer(a, delta))
 
@@ -82,21 +83,21 @@ register(Exercise(
     oracle=huber_slope, package="gpt2_course.scaling:huber", rtol=1e-4, atol=1e-6,
     wrongs=(
         Wrong("the square is never cut", lambda r, delta: r**2 / 2,
-              "Beyond delta an error must pull with a constant force, or one odd run decides."),
-        Wrong("it is |r| everywhere, times delta", lambda r, delta: delta * np.abs(r),
-              "Near zero the loss is a parabola. An absolute value has a kink there, and its pull "
-              "does not fade as the error does."),
+              "Beyond delta the gradient must be constant, or one outlier dominates the fit."),
+        Wrong("the loss is delta times |r| everywhere", lambda r, delta: delta * np.abs(r),
+              "Near zero the loss is a parabola. An absolute value has a kink there, and its "
+              "gradient does not shrink with the error."),
         Wrong("the line does not meet the parabola",
               lambda r, delta: bent(r, delta, outer=lambda a, d: d * a),
-              "At delta the parabola is delta²/2; your line is there delta²: subtract the half."),
+              "At delta the parabola is delta²/2, but your line is delta²: subtract the half."),
         Wrong("a whole delta is subtracted instead of a half",
               lambda r, delta: bent(r, delta, outer=lambda a, d: d * (a - d)),
-              "At delta your line is 0 and the parabola delta²/2: the loss jumps down just where "
-              "errors become large."),
-        Wrong("the loss is level beyond delta",
+              "At delta your line is 0 and the parabola is delta²/2: the loss jumps down just "
+              "where errors become large."),
+        Wrong("the loss is constant beyond delta",
               lambda r, delta: bent(r, delta, outer=lambda a, d: a * 0 + d**2 / 2),
-              "A level loss has no slope: a run that is far off would not pull at all, and many "
-              "false fits would look equally good."),
+              "A constant loss has no slope: a run that is far off would have no influence, and "
+              "many bad fits would look equally good."),
         Wrong("the slope of the line is 1",
               lambda r, delta: bent(r, delta, outer=lambda a, d: a - d + d**2 / 2),
               "The line continues the parabola, whose slope at delta is delta."),
@@ -105,25 +106,26 @@ register(Exercise(
               "The slope at delta is then 2 delta on one side and delta on the other: a kink."),
         Wrong("everything is twice as large",
               lambda r, delta: 2 * bent(r, delta),
-              "Some texts define it so. Here the parabola is r²/2, whose slope is r itself."),
+              "Some texts define it this way. Here the parabola is r²/2, whose slope is r itself."),
         Wrong("everything is divided by delta", lambda r, delta: bent(r, delta) / delta,
               "That is PyTorch's smooth_l1_loss with beta = delta. huber_loss is the one with "
               "r²/2."),
-        Wrong("the corner is rounded: pseudo-Huber",
+        Wrong("the smooth pseudo-Huber loss is used",
               lambda r, delta: delta**2 * (np.sqrt(1 + (r / delta)**2) - 1),
-              "A smooth relative with the same limits. Huber's own is exactly r²/2 up to delta."),
-        Wrong("negative errors count negative", lambda r, delta: np.where(
+              "Pseudo-Huber is a smooth approximation. Huber's own loss is exactly r²/2 up to "
+              "delta."),
+        Wrong("negative errors have a negative loss", lambda r, delta: np.where(
             r <= delta, np.sign(r) * r**2 / 2, delta * (r - delta / 2)),
-              "Take the absolute value first: too low is as wrong as too high."),
+              "Take the absolute value first: an error below zero is as bad as one above."),
         Wrong("large negative errors stay squared", lambda r, delta: np.where(
             r <= delta, r**2 / 2, delta * (r - delta / 2)),
-              "A negative error is always below delta. Compare its absolute value."),
-        Wrong("the two cases are exchanged", lambda r, delta: np.where(
+              "A negative error is always below delta. Compare its absolute value with delta."),
+        Wrong("the two cases are swapped", lambda r, delta: np.where(
             np.abs(r) > delta, r**2 / 2, delta * (np.abs(r) - delta / 2)),
               "The parabola is for small errors, the line for large ones; and the line is negative "
               "near zero."),
     ),
-    hints=("np.abs first, np.where for the two cases.", "The line's slope is delta.",
+    hints=("Use np.abs first, then np.where for the two cases.", "The line's slope is delta.",
            "delta * (|r| - delta / 2)")))
 
 
@@ -134,7 +136,7 @@ def optimal_inputs(seed):
             ((1.0, 50.0, 80.0, float(rng.uniform(0.2, 0.6)), float(rng.uniform(0.2, 0.6))), 1e12)]
 
 def optimal_search(theta, flops):
-    "Look along N D = flops / 6, finer and finer"
+    "Search along N D = flops / 6, finer and finer"
     E, A, B, alpha, beta = theta
     low, high = 0.0, float(np.log(flops))
     for _ in range(8):
@@ -147,47 +149,48 @@ def optimal_search(theta, flops):
 
 def closed(theta, flops, ratio=lambda A, B, a, b: a * A / (b * B), both=False, six=6,
            root=lambda a, b: 1 / (a + b)):
-    "The closed form with exchangeable mistakes"
+    "The closed form with replaceable parts"
     e, A, B, alpha, beta = theta
     k, power = flops / six, (alpha if both else beta) / (alpha + beta)
     N = ratio(A, B, alpha, beta) ** root(alpha, beta) * k**power
     return N, k / N
 
 register(Exercise(
-    "scaling.optimal", "24", "(N, D) with the lowest law E + A/N^alpha + B/D^beta among those with "
-    "6 N D = flops.", inputs=optimal_inputs, oracle=optimal_search,
+    "scaling.optimal", "24", "The (N, D) that minimises the law E + A/N^alpha + B/D^beta among "
+    "those with 6 N D = flops.", inputs=optimal_inputs, oracle=optimal_search,
     package="gpt2_course.scaling:optimal", rtol=1e-3,
     wrongs=(
-        Wrong("the exponents of N and D are exchanged", lambda t, f: closed(t, f, both=True),
-              "N grows with k to the power beta/(alpha + beta): with a large beta the price of "
-              "short text falls quickly, and the rest of the budget is better spent on size."),
-        Wrong("A and B are exchanged",
+        Wrong("the exponents of N and D are swapped", lambda t, f: closed(t, f, both=True),
+              "N grows with k to the power beta/(alpha + beta): with a large beta the data term "
+              "falls quickly, and the rest of the budget is better spent on size."),
+        Wrong("A and B are swapped",
               lambda t, f: closed(t, f, lambda A, B, a, b: a * B / (b * A)),
-              "A is the price of being small: a larger A asks for a larger N."),
-        Wrong("the ratio is upside down",
+              "A is the coefficient of the size term: a larger A calls for a larger N."),
+        Wrong("the ratio is inverted",
               lambda t, f: closed(t, f, lambda A, B, a, b: b * B / (a * A)),
-              "Solve alpha A N^-alpha = beta B (N/k)^beta for N: alpha A stands above, so that a "
-              "larger A asks for a larger N."),
+              "Solve alpha A N^-alpha = beta B (N/k)^beta for N: alpha A is in the numerator, so "
+              "that a larger A gives a larger N."),
         Wrong("the two terms are made equal, not their slopes",
               lambda t, f: closed(t, f, lambda A, B, a, b: A / B),
-              "At the minimum what you gain by a little more N is what you lose by less D: slopes "
-              "balance. Differentiating brings down alpha and beta."),
+              "At the minimum, what you gain from a little more N is what you lose from less D: "
+              "the slopes balance. Differentiating brings down alpha and beta."),
         Wrong("the root of the ratio is forgotten",
               lambda t, f: closed(t, f, root=lambda a, b: 1),
-              "N^(alpha + beta) stands on one side: take the root of the whole other side, of the "
+              "N^(alpha + beta) is on one side: take the root of the whole other side, of the "
               "ratio as well as of k^beta."),
         Wrong("the six is forgotten", lambda t, f: closed(t, f, six=1),
               "N times D is flops / 6."),
         Wrong("the six is forgotten in D", lambda t, f: (closed(t, f)[0], f / closed(t, f)[0]),
               "N times D is flops / 6: your pair costs six times the budget."),
-        Wrong("size and tokens are equal", lambda t, f: ((f / 6) ** 0.5, (f / 6) ** 0.5),
+        Wrong("size and tokens are taken to be "
+              "equal", lambda t, f: ((f / 6) ** 0.5, (f / 6) ** 0.5),
               "That is the answer only if both terms are alike. Differentiate along the "
               "hyperbola."),
-        Wrong("it is twenty tokens per parameter",
+        Wrong("twenty tokens per parameter are assumed",
               lambda t, f: (math.sqrt(f / 120), 20 * math.sqrt(f / 120)),
               "That rule of thumb belongs to one law at one budget. Here the law is given: its "
               "five numbers decide."),
-        Wrong("tokens come first", lambda t, f: closed(t, f)[::-1],
+        Wrong("the tokens come first", lambda t, f: closed(t, f)[::-1],
               "The answer is a pair: the size N first, then the tokens D."),
     ),
     hints=("Put D = k / N, with k = flops / 6, into the law.",
@@ -196,7 +199,7 @@ register(Exercise(
 
 
 RUNS = Path(__file__).resolve().parents[2] / "assets" / "scaling"
-BUDGETS = 2e11, 4e11, 8e11 # FLOPs: what is cheaper is given, what is dearer is asked
+BUDGETS = 2e11, 4e11, 8e11 # FLOPs: cheaper runs are given, more expensive ones are to be predicted
 
 def questions():
     "(runs that are known, runs to predict) for two recipes and three budgets"
@@ -233,8 +236,8 @@ def by_the_law(known, asked):
 
 set_challenge(Challenge(
     "scaling.foretell", "24", "Write a function of (known, asked): cheap runs with their losses, "
-    "and dearer ones without. It returns a predicted final loss for each run that is asked. The "
-    "runs are those of assets/scaling, of two recipes, cut at three budgets.",
+    "and more expensive ones without. It returns a predicted final loss for each run in asked. The "
+    "runs are those of assets/scaling, of two recipes, split at three budgets.",
     score=foretold, plain=by_the_law,
     to_beat=0.061, unit="nats, mean error",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))

@@ -33,47 +33,48 @@ def rms_numpy(x, weight, eps):
     return torch.tensor(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w).float()
 
 def rms(x, weight, eps, mean=lambda s: s.mean(-1, keepdim=True), inside=True):
-    "RMSNorm with exchangeable mistakes"
+    "RMSNorm with replaceable parts"
     m = mean(x * x)
     return x * ((m + eps).rsqrt() if inside else 1 / (m.sqrt() + eps)) * weight
 
 register(Exercise(
-    "variants.rms_norm", "23", "x divided by the root of its mean square over the last dimension, "
-    "with eps inside the root, times the gain.", inputs=rms_inputs, oracle=rms_numpy,
+    "variants.rms_norm", "23", "x divided by the root mean square of its last dimension, with eps "
+    "inside the root, times the gain.", inputs=rms_inputs, oracle=rms_numpy,
     package="gpt2_course.variants:rms_norm", rtol=1e-4, atol=1e-5, gradient=True,
     wrongs=(
         Wrong("the mean is subtracted first",
               lambda x, w, e: rms(x - x.mean(-1, keepdim=True), w, e),
               "That is LayerNorm without its shift. RMSNorm leaves the mean where it is, which is "
               "what makes it cheaper."),
-        Wrong("the variance stands in place of the mean square",
+        Wrong("the variance is used in place of the mean square",
               lambda x, w, e: x * (x.var(-1, keepdim=True, unbiased=False) + e).rsqrt() * w,
-              "A variance subtracts the mean before it squares. Where the mean is far from zero "
-              "the result is far too long."),
+              "A variance subtracts the mean before it squares. Where the mean is far from zero, "
+              "the result is far too large."),
         Wrong("squares are summed, not averaged",
               lambda x, w, e: rms(x, w, e, mean=lambda s: s.sum(-1, keepdim=True)),
-              "The result is shorter by the square root of C, and so is everything computed from "
-              "it: activations vanish in wide models."),
+              "The result is too small by a factor of the square root of C, and so is everything "
+              "computed from it: activations vanish in wide models."),
         Wrong("absolute values are averaged, not squares",
               lambda x, w, e: x / (x.abs().mean(-1, keepdim=True) + e) * w,
               "The mean absolute value is smaller than the root mean square, by a factor that "
-              "depends on the shape of the distribution: no published checkpoint fits."),
+              "depends on the shape of the distribution: no published checkpoint works with it."),
         Wrong("the root is forgotten",
               lambda x, w, e: x / (x.pow(2).mean(-1, keepdim=True) + e) * w,
-              "Dividing by the mean square overdoes it: an input twice as long comes out half as "
-              "long. Its root is what has the unit of x."),
+              "Dividing by the mean square overcorrects: an input twice as large comes out half as "
+              "large. Only the root has the unit of x."),
         Wrong("the gain is forgotten", lambda x, w, e: rms(x, 1.0, e),
-              "Every channel keeps the same scale; the model loses C numbers that it could learn."),
+              "Every channel keeps the same scale; the model loses C parameters that it could "
+              "learn."),
         Wrong("the gain is 1 + weight", lambda x, w, e: rms(x, 1 + w, e),
               "Gemma stores the gain as a difference from one. Here the weight starts at one "
               "itself, so that every activation would be doubled."),
         Wrong("the mean runs over all of x", lambda x, w, e: rms(x, w, e, mean=lambda s: s.mean()),
-              "Tokens then see each other's lengths, those of the future too: the model is no "
-              "longer causal."),
+              "Each token then depends on the size of all others, future ones included: the model "
+              "is no longer causal."),
         Wrong("the mean runs over the first dimension",
               lambda x, w, e: rms(x, w, e, mean=lambda s: s.mean(0, keepdim=True)),
-              "Each token has to be normalised by its own channels, the last dimension; here the "
-              "other rows of the batch decide."),
+              "Each token has to be normalised by its own channels, the last dimension; here its "
+              "scale depends on the other rows of the batch."),
         Wrong("eps is outside the root", lambda x, w, e: rms(x, w, e, inside=False),
               "For ordinary x nobody notices; for x near zero the result differs from every "
               "published checkpoint."),
@@ -103,7 +104,7 @@ def width_by_trial(C, bias):
     return int(h[np.abs(3 * C * h + (2 * h + C) * bias - want).argmin()])
 
 def width_exact(C, bias, ours=2, theirs=4):
-    "The width before it is rounded; `ours` are biases per unit, `theirs` GPT-2's, by C"
+    "The width before it is rounded, with `ours` biases per unit and GPT-2's `theirs` times C"
     return (8 * C * C + theirs * C * bias) / (3 * C + ours * bias)
 
 register(Exercise(
@@ -112,9 +113,9 @@ register(Exercise(
     inputs=width_inputs, oracle=width_by_trial, package="gpt2_course.variants:swiglu_width",
     wrongs=(
         Wrong("the width stays 4C", lambda C, bias: 4 * C,
-              "Three matrices of that width hold half as much again as GPT-2's two: the part wins "
-              "because it is larger."),
-        Wrong("it is half of 4C", lambda C, bias: 2 * C,
+              "Three matrices of that width hold one and a half times as much as GPT-2's two: "
+              "SwiGLU would win because it is larger."),
+        Wrong("the width is half of 4C", lambda C, bias: 2 * C,
               "That would match if there were four matrices. SwiGLU has three."),
         Wrong("the biases are not counted, or not on both sides", lambda C, bias: round(8 * C / 3),
               "With biases each unit costs 3C + 2, and GPT-2 has 5C of them where SwiGLU has C at "
@@ -126,15 +127,15 @@ register(Exercise(
               lambda C, bias: round(width_exact(C, bias, ours=0)),
               "SwiGLU has biases too, two for each unit. Counted on one side only, they make the "
               "new part too large by a unit or two."),
-        Wrong("it is rounded down", lambda C, bias: int(width_exact(C, bias)),
-              "The nearest whole number may be above. int and // always cut: use round."),
+        Wrong("the width is rounded down", lambda C, bias: int(width_exact(C, bias)),
+              "The nearest whole number may be above. int and // always round down: use round."),
         Wrong("it is rounded up", lambda C, bias: math.ceil(width_exact(C, bias)),
               "The nearest whole number may be below. A part that is always a little larger than "
-              "GPT-2's is not a fair opponent."),
-        Wrong("it is no whole number", lambda C, bias: width_exact(C, bias),
+              "GPT-2's makes the comparison unfair."),
+        Wrong("the width is not a whole number", lambda C, bias: width_exact(C, bias),
               "A layer has a whole number of units; nn.Linear refuses a fraction."),
         Wrong("it is rounded up to a multiple of 64", lambda C, bias: -(-8 * C // 192) * 64,
-              "Llama does so, since a GPU's tiles like it. But the counts no longer match: at "
+              "Llama does this, since it suits a GPU's tiles. But the counts no longer match: at "
               "small widths they differ by several per cent."),
     ),
     hints=("Write both counts as a function of C and the width h.",
@@ -143,7 +144,7 @@ register(Exercise(
 
 
 def rotate_inputs(seed):
-    "Several lengths and starts; large numbers stand at early positions, where angles are exact"
+    "Several lengths and starts; large numbers are at early positions, where angles are exact"
     rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     new = lambda *shape: torch.randn(shape, generator=g)
     start = lambda: int(rng.integers(4, 60))
@@ -152,7 +153,7 @@ def rotate_inputs(seed):
             (new(2, 3, 1, 2), start())]
 
 def rotate_complex(x, start):
-    "Each pair (i, i + hs/2) as a complex number, turned"
+    "Each pair (i, i + hs/2) as a complex number, rotated"
     a, b = np.split(x.double().numpy(), 2, axis=-1)
     T, half = a.shape[-2:]
     angle = np.outer(np.arange(start, start + T), 10000.0 ** (-np.arange(half) / half))
@@ -160,7 +161,7 @@ def rotate_complex(x, start):
     return torch.tensor(np.concatenate([z.real, z.imag], -1)).float()
 
 def turned(x, start, power=lambda i, hs: -2 * i / hs, mix=None, each=1):
-    "The rotation with exchangeable mistakes"
+    "The rotation with replaceable parts"
     T, hs = x.shape[-2:]
     speed = 10000.0 ** power(torch.arange(hs // 2), hs)
     angle = (start + each * torch.arange(T))[:, None].float() * speed
@@ -179,41 +180,42 @@ def interleaved(x, start):
 
 register(Exercise(
     "variants.rotate", "23", "Queries or keys (B, nh, T, hs) of the positions start, start + 1, …, "
-    "with the pairs (i, i + hs/2) turned by position * 10000**(-2i/hs).",
+    "with the pairs (i, i + hs/2) rotated by the angle position * 10000**(-2i/hs).",
     inputs=rotate_inputs, oracle=rotate_complex, package="gpt2_course.variants:rotate",
     # float32 angles are off by 1e-7 of the position: 1e-5 for these, times 2,000 at position 1
     rtol=1e-4, atol=2e-3, gradient=True,
     wrongs=(
         Wrong("start is ignored", lambda x, start: rotate(x, 0),
-              "With a KV cache each new token comes alone: it would always stand at position 0. "
-              "Training looks right, cached generation does not."),
+              "With a KV cache each new token comes alone: it would always be at position 0. "
+              "Training looks right, but cached generation is wrong."),
         Wrong("positions are counted from 1", lambda x, start: rotate(x, start + 1),
-              "Within one call nobody notices, since only distances count. But the first token "
-              "stands at position `start`, as in every published checkpoint's cache."),
-        Wrong("all positions of a call are taken for the first",
+              "Within one call nobody notices, since only distances count. But the first token is "
+              "at position `start`, and a cache filled by other code agrees with that."),
+        Wrong("all tokens of a call get the first position",
               lambda x, start: turned(x, start, each=0),
-              "Every row of T has a position of its own: start, start + 1, and so on. Turned "
-              "alike, tokens do not know their order."),
+              "Every row of T has a position of its own: start, start + 1, and so on. If all are "
+              "rotated alike, the tokens' order is lost."),
         Wrong("neighbouring channels are paired", interleaved,
               "The paper pairs (2i, 2i + 1); Llama's code, and ours, (i, i + hs/2). Each works if "
-              "trained so; weights of the one are noise to the other."),
+              "the model was trained with it; weights of the one are noise to the other."),
         Wrong("neighbouring channels are paired, and written as halves",
               lambda x, start: rotate(gathered(x), start),
-              "Channels come out in another order than they went in. Scores do not notice, since "
-              "queries and keys are permuted alike; the pairs are still not (i, i + hs/2)."),
+              "Channels come out in a different order. Scores do not change, since queries and "
+              "keys are permuted alike; but the pairs are not (i, i + hs/2)."),
         Wrong("all pairs turn at the same speed", lambda x, s: turned(x, s, lambda i, hs: 0.0 * i),
-              "Positions 6.28 apart then look alike. The slow pairs tell far from near."),
+              "Positions about 6.28 apart then look alike. Only the slow pairs tell far from "
+              "near."),
         Wrong("the exponent is -i / hs", lambda x, s: turned(x, s, lambda i, hs: -i / hs),
               "i counts pairs, of which there are hs/2: the exponent runs from 0 almost to -1 only "
               "with the factor 2. Otherwise the slowest pair is a hundred times too fast."),
         Wrong("the exponent is positive", lambda x, s: turned(x, s, lambda i, hs: 2 * i / hs),
               "The speeds must fall from pair to pair. Here they rise to thousands of radians per "
               "position, which is noise."),
-        Wrong("it turns the other way", lambda x, s: turned(
+        Wrong("the pairs rotate the other way", lambda x, s: turned(
             x, s, mix=lambda a, b, cos, sin: (a * cos + b * sin, b * cos - a * sin)),
-              "Queries and keys turn alike, so the scores agree; but not with any published "
-              "checkpoint. The sine is subtracted in the first half."),
-        Wrong("sine and cosine are exchanged", lambda x, s: turned(
+              "Queries and keys rotate alike, so the model is consistent, but it matches no "
+              "published checkpoint. The sine is subtracted in the first half."),
+        Wrong("sine and cosine are swapped", lambda x, s: turned(
             x, s, mix=lambda a, b, cos, sin: (a * sin - b * cos, a * cos + b * sin)),
               "At position 0 the angle is zero and nothing may change: the cosine, which is 1 "
               "there, belongs to the channel itself."),
@@ -223,13 +225,13 @@ register(Exercise(
               "depends on their distance alone."),
         Wrong("the second half stays as it is", lambda x, s: turned(
             x, s, mix=lambda a, b, cos, sin: (a * cos - b * sin, b)),
-              "A rotation changes both numbers of a pair; otherwise lengths change with the "
-              "position."),
+              "A rotation changes both channels of a pair; otherwise the vector's norm changes "
+              "with the position."),
         Wrong("the second half is computed from the new first half", lambda x, s: turned(
             x, s, mix=lambda a, b, cos, sin: (
                 a * cos - b * sin, (a * cos - b * sin) * sin + b * cos)),
-              "Both halves need the old x1. If you write the new one over it first, the second "
-              "line reads the wrong number."),
+              "Both halves need the old x1. If you overwrite it first, the second line reads the "
+              "wrong value."),
     ),
     hints=("angle = outer(positions, speeds), of shape (T, hs/2).",
            "x1, x2 = x.chunk(2, dim=-1): the first half and the second.",
@@ -257,7 +259,7 @@ def hits(probs, chosen):
     return F.one_hot(chosen, probs.size(1)).sum(1).float()
 
 def shares(probs, chosen):
-    "(E,) share of the choices, sums to one"
+    "(E,) fraction of the choices, sums to one"
     return hits(probs, chosen).sum(0) / chosen.numel()
 
 def balance_read(probs, chosen):
@@ -266,15 +268,15 @@ def balance_read(probs, chosen):
     return len(share) * (share * probs.mean(0)).sum()
 
 register(Exercise(
-    "variants.balance_loss", "23", "E times the sum over experts of (share of the choices) times "
-    "(mean probability): from probs (N, E) and chosen (N, k).",
+    "variants.balance_loss", "23", "From probs (N, E) and chosen (N, k), E times the sum over "
+    "experts of (fraction of the choices) times (mean probability).",
     inputs=balance_inputs, oracle=balance_counted, package="gpt2_course.variants:balance_loss",
     rtol=1e-4, atol=1e-5, gradient=True,
     excused=dict(wide="probs are probabilities: between 0 and 1",
                  batch="the task has two dimensions, tokens and experts"),
     wrongs=(
         Wrong("the factor E is missing", lambda p, c: (shares(p, c) * p.mean(0)).sum(),
-              "The value of perfect balance is then 1/E: the more experts, the weaker the pull. A "
+              "The value of perfect balance is then 1/E: the more experts, the weaker the loss. A "
               "mean over the experts in place of the sum loses the factor as well."),
         Wrong("the factor is k in place of E",
               lambda p, c: c.size(1) * (shares(p, c) * p.mean(0)).sum(),
@@ -286,7 +288,7 @@ register(Exercise(
               "every batch size."),
         Wrong("counts are divided by the tokens, not by the choices",
               lambda p, c: p.size(1) * (hits(p, c).mean(0) * p.mean(0)).sum(),
-              "N tokens make N times k choices. Divided by N the shares sum to k, and perfect "
+              "N tokens make N times k choices. Divided by N, the fractions sum to k, and perfect "
               "balance costs k where it should cost 1."),
         Wrong("probabilities are added up, not averaged",
               lambda p, c: p.size(1) * (shares(p, c) * p.sum(0)).sum(),
@@ -294,20 +296,20 @@ register(Exercise(
               "every batch size."),
         Wrong("only the first choice of each token is counted",
               lambda p, c: p.size(1) * (shares(p, c[:, :1]) * p.mean(0)).sum(),
-              "With k = 2 each token occupies two experts, and the second can be crowded while "
-              "the first choices look even."),
+              "With k = 2 each token uses two experts, and the second choices can be crowded while "
+              "the first ones look even."),
         Wrong("only probabilities of chosen experts are averaged",
               lambda p, c: p.size(1) * (shares(p, c) * (p * hits(p, c)).mean(0)).sum(),
               "The mean probability is over all tokens, whatever they chose. An expert that is "
-              "nearly chosen has to feel the pull as well."),
-        Wrong("shares are multiplied by themselves",
+              "nearly chosen needs a gradient as well."),
+        Wrong("the fractions are multiplied by themselves",
               lambda p, c: p.size(1) * shares(p, c).pow(2).sum(),
               "A count has no gradient: nothing would be learned. The probabilities carry it."),
         Wrong("only the mean probabilities count",
               lambda p, c: p.size(1) * p.mean(0).pow(2).sum(),
               "A router may be undecided on average and still send every token to one expert."),
         Wrong("the number of experts is read from the choices", balance_read,
-              "An expert that nobody chose is the very thing this loss is for, and it would not be "
+              "This loss exists for experts that are never chosen, and here they would not be "
               "counted. Take E from probs, as in one_hot(chosen, E)."),
     ),
     hints=("share = one_hot(chosen, E).float().mean((0, 1)): it sums to one.",
@@ -322,7 +324,7 @@ def play(name):
     return packaged(f"shakespeare/{name}.txt").read_text(encoding="utf-8")
 
 def spelled():
-    "Letters of four tragedies and of Macbeth as numbers, and how many letters there are"
+    "Letters of four tragedies and of Macbeth as ids, and how many letters there are"
     text = "\n".join(map(play, PLAYS))
     tok, known = CharTokenizer(text), set(text)
     held = "".join(c for c in play("macbeth") if c in known)
@@ -351,7 +353,7 @@ def logits_of(model, x, V):
     return out
 
 def trained_part(fn, seconds):
-    "Nats per letter on Macbeth after 300 steps on four other plays; seconds play no part"
+    "Nats per letter on Macbeth after 300 steps on four other plays; seconds play no role"
     ids, held, V = spelled()
     cfg = GPTConfig(block_size=T, vocab_size=V, n_layer=2, n_head=4, n_embd=64, bias=False)
     torch.manual_seed(0)
@@ -390,7 +392,7 @@ def read_aloud(model, held, V):
 set_challenge(Challenge(
     "variants.part", "23", "Write a function of a GPTConfig that returns (model, learning rate): "
     "an nn.Module that turns ids (B, T) into logits (B, T, V), with no more parameters than GPT-2 "
-    "of that shape. It is trained for 300 steps on four tragedies, then reads Macbeth.",
+    "of that shape. It is trained for 300 steps on four tragedies, then evaluated on Macbeth.",
     score=trained_part, plain=lambda cfg: (make_gpt(cfg, "llama"), 3e-3),
     to_beat=2.262, unit="nats per letter on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))
