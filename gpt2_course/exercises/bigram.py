@@ -55,8 +55,13 @@ register(Exercise(
         Wrong("rows and columns are swapped", change(lambda n: n.T),
               "Row a then says what came before a: the model would write backwards."),
         Wrong("a pair is counted once, however often it occurs", count_at_once,
-              "With arrays of indices, counts[a, b] += 1 adds one to each entry only once. "
-              "np.add.at, or a loop, adds every time."),
+              "With `= 1` in place of `+= 1`, an entry never exceeds one; and with arrays of "
+              "indices, counts[a, b] += 1 adds to each entry only once. np.add.at, or a loop with "
+              "`+= 1`, adds every time."),
+        Wrong("all rows are one and the same list",
+              change(lambda n: np.tile(n.sum(0), (len(n), 1))),
+              "[[0] * V] * V holds V references to one list, so each pair is counted in every row. "
+              "[[0] * V for _ in range(V)] makes V lists, and np.zeros((V, V), int) a table."),
         Wrong("the last token is followed by the first",
               lambda ids, V: count_python(np.append(ids, ids[0]), V),
               "np.roll, or ids[i - 1] at i = 0, closes the text into a ring, which adds a pair "
@@ -105,10 +110,13 @@ class Counted:
                 f"p_one = [{p_one}]")
     def count(self, a, b): return self.table[a, b]
 
-    def prob(self, a, b): # in plain Python, pair by pair
-        one = lambda x, y: ((int(self.table[x, y]) + self.k * float(self.p_one[y]))
-                            / (int(self.n_first[x]) + self.k))
-        return np.array([one(x, y) for x, y in zip(a, b)])
+    def prob(self, a, b): # of two tokens, or of arrays of them: in plain Python, pair by pair
+        return np.vectorize(self.one, otypes=[float])(a, b)[()]
+
+    def one(self, x, y):
+        above = int(self.table[x, y]) + self.k * float(self.p_one[y])
+        below = int(self.n_first[x]) + self.k
+        return above / below if below else math.nan
 
 def prob_inputs(seed):
     "All pairs of five tokens, then some; token 4 stands only at the end: nothing ever followed it"
@@ -129,6 +137,14 @@ register(Exercise(
         Wrong("the smoothing is added after dividing",
               lambda m, a, b: m.count(a, b) / np.maximum(m.n_first[a], 1) + m.k * m.p_one[b],
               "A row then sums to 1 + k, so it is not a distribution, and the loss is too low."),
+        Wrong("the denominator has no brackets: k is added after dividing",
+              lambda m, a, b: divide(m.count(a, b) + m.k * m.p_one[b], m.n_first[a]) + m.k,
+              "Division comes before addition: n_first[a] + k needs brackets, or k is added to the "
+              "probability."),
+        Wrong("the numerator has no brackets: only k * p(b) is divided",
+              lambda m, a, b: m.count(a, b) + m.k * m.p_one[b] / (m.n_first[a] + m.k),
+              "Division comes before addition: the sum in the numerator needs brackets, or the "
+              "count stays whole and the result exceeds one."),
         Wrong("k is missing from the denominator",
               lambda m, a, b: divide(m.count(a, b) + m.k * m.p_one[b], m.n_first[a]),
               "What is added to the numerator must be added to the denominator, or the row sums to "
@@ -178,28 +194,40 @@ register(Exercise(
 
 
 def loss_inputs(seed):
-    "Models and texts: short, long, of one pair, with an unseen token, and of 3,000 tokens"
+    """Models and texts: short, long, of one pair, with an unseen token, and of 3,000 tokens; and a
+    model without smoothing, whose text has a pair of probability 0"""
     rng = np.random.default_rng(seed)
     draw = lambda n: np.append(rng.choice(4, n, p=[.5, .3, .15, .05]), 4)
     one, two = Counted(draw(60), 5, 1.0), Counted(draw(25), 6, 5.0)
-    unseen = np.array([0, 3, 1, 4, 2])
+    unseen, order = np.array([0, 3, 1, 4, 2]), rng.permutation(4)
+    strict = Counted(order[[0, 1, 2, 3, 0, 1, 3, 2, 0]], 4, 0.0)
     return [(one, rng.integers(0, 5, 12)), (two, rng.integers(0, 6, 40)), (one, unseen),
-            (two, unseen), (one, np.array([0, 1])), (two, rng.integers(0, 5, 3000))]
+            (two, unseen), (one, np.array([0, 1])), (two, rng.integers(0, 5, 3000)),
+            (strict, order[[0, 1, 2, 3, 0, 0, 1, 3]])]
 
 def loss_python(model, ids):
-    "One pair after the other"
+    "One pair after the other; an impossible one costs infinitely much"
     p = model.prob(ids[:-1], ids[1:]).tolist()
-    return -math.fsum(math.log(x) for x in p) / len(p)
+    return math.fsum(-math.log(x) if x > 0 else math.inf for x in p) / len(p)
 
 def probs(model, ids): return model.prob(ids[:-1], ids[1:])
+
+def log_each(model, ids): return -sum(map(math.log, probs(model, ids))) / (len(ids) - 1)
+
+def loss_of(fn):
+    "A mistaken loss: fn of the probabilities of the pairs"
+    def loss(model, ids):
+        with np.errstate(all="ignore"): return float(fn(probs(model, ids)))
+    return loss
 
 def log_of_product(model, ids):
     "Underflows: the product of many probabilities is 0.0, and its logarithm is minus infinity"
     with np.errstate(all="ignore"): return -np.log(np.prod(probs(model, ids))) / (len(ids) - 1)
 
 register(Exercise(
-    "bigram.loss", "03", "The mean of -log p(b | a) over all pairs of neighbours in ids, in nats; "
-    "model.prob(a, b) takes two arrays.",
+    "bigram.loss", "03", "The mean of -log p(b | a) over all pairs of neighbours in ids, in nats, "
+    "infinite where a pair is impossible; model.prob(a, b) takes two tokens, or two arrays of "
+    "tokens.",
     inputs=loss_inputs, oracle=loss_python, package="gpt2_course.bigram:Bigram.loss",
     wrongs=(
         Wrong("the logarithm has base 2", lambda m, ids: loss_python(m, ids) / math.log(2),
@@ -219,6 +247,22 @@ register(Exercise(
               lambda m, ids: -math.log(math.prod(probs(m, ids))) / (len(ids) - 1),
               "The product of 3,000 probabilities is smaller than any floating-point number. Take "
               "logarithms first, and add them."),
+        Wrong("impossible pairs are dropped", loss_of(lambda p: -np.log(p[p > 0]).mean()),
+              "A pair of probability 0 is infinitely surprising, and the mean must say so. Without "
+              "these pairs the model that refuses most of the text has the best loss."),
+        Wrong("impossible pairs cost nothing",
+              loss_of(lambda p: -np.log(np.where(p > 0, p, 1)).mean()),
+              "A pair of probability 0 is infinitely surprising. Counted as 0, it costs as little "
+              "as a certain one."),
+        Wrong("math.log refuses a probability of 0", log_each,
+              "math.log(0) raises an error where the loss is infinite. np.log(0) is minus "
+              "infinity, which is what the mean needs here."),
+        *(Wrong(f"{eps:g} is added to every probability, or is the smallest allowed",
+                loss_of(lambda p, eps=eps: -np.log(p + eps).mean()),
+                f"An impossible pair then costs {-math.log(eps):.1f} nats, a number that you chose "
+                "and not the model. Smoothing belongs into the model, where a row still sums to "
+                "one.")
+          for eps in (1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12, 1e-15, 1e-20)),
         Wrong("no logarithm is taken", lambda m, ids: 1 - probs(m, ids).mean(),
               "The surprise at a token is -log p, not 1 - p: a token of probability one in a "
               "million must cost far more than one of probability one in ten."),

@@ -96,6 +96,14 @@ register(Exercise(
               lambda x: exp_over(x - x.max(-1, keepdims=True), lambda e: e.sum(-1)),
               "Sums of shape (N,) are aligned with the columns: a square table is divided by the "
               "wrong sums without an error, and any other shape raises one."),
+        Wrong("the maximum loses its axis (no keepdims)",
+              lambda x: exp_over(x - x.max(-1)),
+              "Maxima of shape (N,) are aligned with the columns: from a square table the wrong "
+              "maxima are subtracted without an error, and any other shape raises one."),
+        Wrong("the maximum and the sum lose their axis (no keepdims)",
+              lambda x: exp_over(x - x.max(-1), lambda e: e.sum(-1)),
+              "Numbers of shape (N,) are aligned with the columns, not with the rows: only a "
+              "single row comes out right. Pass keepdims=True to both."),
         Wrong("there is no exponential", without_exp,
               "Logits may be negative, and then so are these probabilities: their logarithm is "
               "NaN."),
@@ -158,6 +166,19 @@ def at(x, y): return x[np.arange(len(y)), y]
 def log_sum_exp(x, top=lambda x: x.max(-1, keepdims=True)):
     "Shifted by the maximum, or by what a mistaken version takes in its place"
     return np.log(np.exp(x - top(x)).sum(-1)) + np.broadcast_to(top(x), x[:, :1].shape)[:, 0]
+
+def until_ignored(count):
+    "A loop that ends at the first target of -1"
+    def loss(logits, targets):
+        n = int(np.append(targets == -1, True).argmax())
+        x, y = logits[:n], targets[:n]
+        return float((log_sum_exp(x) - at(x, y)).sum() / count(n, targets)) if n else math.nan
+    return loss
+
+def not_zero(logits, targets):
+    "Keeps the rows whose target is not 0; -1 is then the last token"
+    x, y = logits[targets != 0], targets[targets != 0]
+    return float((log_sum_exp(x) - at(x, y)).mean()) if len(y) else math.nan
 
 def zero(x): return np.zeros((1, 1))
 def one_top(x): return x.max()
@@ -248,6 +269,16 @@ register(Exercise(
                   1, torch.tensor(y)[:, None]).mean().item(),
               "gather accepts no negative index and raises an error. Remove the rows with target "
               "-1 first."),
+        Wrong("the loop ends at the first target of -1", until_ignored(lambda n, y: n),
+              "`break` leaves the loop, so no later position counts. `continue` skips only this "
+              "one."),
+        Wrong("the loop ends at the first target of -1, but all that count are divided by",
+              until_ignored(lambda n, y: (y != -1).sum()),
+              "`break` leaves the loop, so no later position adds its surprise. `continue` skips "
+              "only this one."),
+        Wrong("token 0 is ignored, and -1 counts as the last token", not_zero,
+              "The condition is targets != -1, not targets != 0: token 0 is an ordinary token, "
+              "and in NumPy index -1 is the last column."),
         Wrong("token 0 is ignored as well", lambda x, y: loss_torch(x, np.where(y > 0, y, -1)),
               "targets > 0 also drops token 0, which is an ordinary token. The condition is "
               "targets != -1.")),
@@ -269,8 +300,11 @@ def gradient(
 
 
 def gradient_inputs(seed):
-    "As for the loss, and a prediction that is hopeless in float32 alone"
-    return [*loss_inputs(seed), (np.array([[150., 0., 0.]]), np.array([1]))]
+    """As for the loss, a prediction that is hopeless in float32 alone, and an ignored position in a
+    table whose last token is no target"""
+    rows = np.array([[1., 2., 0., .5], [0., 1., 3., -1.], [2., 0., 0., 1.5]])
+    return [*loss_inputs(seed), (np.array([[150., 0., 0.]]), np.array([1])),
+            (rows, np.array([1, -1, 0]))]
 
 def gradient_torch(logits, targets, reduction="mean"):
     "By backpropagation"
@@ -338,6 +372,17 @@ register(Exercise(
         Wrong("the softmax is missing: logits minus y", slope(lambda x, y: x - y),
               "The slope of log-sum-exp along a logit is its probability, not the logit itself: "
               "this gradient is unbounded."),
+        Wrong("nothing is subtracted at the target: p, not p - y", slope(lambda x, y: softmax(x)),
+              "All slopes are then positive, so every logit is pushed down, the right token's as "
+              "well. The slopes of a row must sum to zero: subtract 1 at the target."),
+        *(Wrong(name, fn, "p[:, y] -= 1 subtracts in the columns of all targets, in every row. "
+                "Give the rows as well: p[np.arange(len(y)), y] -= 1.")
+          for name, fn in (
+              ("1 is subtracted in the columns of all targets, in every row",
+               slope(lambda x, y: softmax(x) - y.max(0))),
+              ("1 is subtracted in the columns of all targets, -1 among them, in every row",
+               lambda x, y: (softmax(x) - np.eye(x.shape[1])[y].max(0)) * (y != -1)[:, None]
+               / (y != -1).sum()))),
         Wrong("only the target's logit gets a gradient",
               slope(lambda x, y: (softmax(x) - 1) * y),
               "Every logit is part of log-sum-exp: the wrong tokens have slope p, and all slopes "

@@ -8,6 +8,7 @@ import torch
 
 from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
+from ..compare import kind
 from ..config import GPTConfig, packaged
 from ..model import GPT
 from ..tokenizer import CharTokenizer
@@ -160,11 +161,19 @@ def train_small(settings, train, V):
         opt.step()
     return model
 
+def odd_keys(found, names):
+    "Which keys are missing or unknown, in words"
+    if not isinstance(found, dict): return f", not {kind(found)}"
+    missing = [n for n in names if n not in found]
+    other = [repr(k) for k in found if k not in names]
+    said = [f"missing: {', '.join(missing)}"] * bool(missing)
+    return "; " + "; ".join(said + [f"unknown: {', '.join(other)}"] * bool(other))
+
 def settings_score(fn, seconds):
     "Loss on Macbeth of a model with these settings that was trained on the other works"
     found, names = fn(), ("n_layer", "n_head", "n_embd", "block_size", "rows", "lr")
     if not isinstance(found, dict) or set(found) != set(names):
-        raise ValueError(f"return a dict with the keys {', '.join(names)}")
+        raise ValueError(f"return a dict with the keys {', '.join(names)}" + odd_keys(found, names))
     for name in names:
         kinds = (int, float) if name == "lr" else (int,)
         if type(found[name]) not in kinds or not found[name] > 0:

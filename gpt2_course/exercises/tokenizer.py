@@ -19,14 +19,16 @@ def merge_chars(ids, pair, new):
     return [ord(c) for c in text]
 
 def merge_inputs(seed):
-    "Sequences of four tokens: random, runs of one token, a merged token, and an empty one"
+    """Sequences of four tokens: random, runs of one token, a merged token, an empty one; and ids
+    whose digits hold the pair"""
     rng = np.random.default_rng(seed)
     a, b, c = map(int, rng.choice(200, 3, replace=False))
     noise = [int(i) for i in rng.choice([a, b, c], 12)]
     return [(noise + [c, b, a, c, a, b, c, a, b, a, b, c], (a, b), 256),
             ([c, b, a, a, a], (a, a), 300), ([b, a, b, b, a, b], (b, a), 257),
             ([256, a, c, 256, a, 256, a], (256, a), 258),
-            ([a, b, a, b], (a, b), 256), ([b, c, a], (a, b), 256), ([], (a, b), 256)]
+            ([a, b, a, b], (a, b), 256), ([b, c, a], (a, b), 256), ([], (a, b), 256),
+            ([11, 2, 1, 2, 1, 21, c, 2], (1, 2), 256)]
 
 def merge_variant(step=2, most=10**9, order=1, sort=tuple, put=lambda pair, new: [new],
                   last=0):
@@ -47,6 +49,11 @@ def merge_ring(ids, pair, new):
     ids = list(ids)
     ring = tuple(ids[-1:] + ids[:1]) == pair and merge_chars(ids[:-1], pair, new)
     return ring + [new] if ring else merge_chars(ids, pair, new)
+
+def merge_text(ids, pair, new):
+    "Replaces in the text of the list, where 1 2 is also found in 11 2 and in 1 21"
+    text = " ".join(map(str, ids)).replace(" ".join(map(str, pair)), str(new))
+    return list(map(int, text.split()))
 
 def merge_blocks(ids, pair, new):
     "Looks at positions 0 and 1, 2 and 3, and so on"
@@ -92,6 +99,9 @@ register(Exercise(
         Wrong("the last token and the first are treated as a pair", merge_ring,
               "ids[i - 1] at i = 0, or ids[(i + 1) % len(ids)] at the end, closes the text into a "
               "ring. The last token has no neighbour on its right."),
+        Wrong("a pair is found inside longer numbers", merge_text,
+              "As text, `1 2` also occurs in `11 2` and in `1 21`. Compare the ids themselves, not "
+              "their digits."),
         Wrong("only every second position is checked", merge_blocks,
               "A pair may begin at any index. Move by two only after a hit, otherwise by one.")),
     hints=("You need an index of your own, since you sometimes move by one and sometimes by two.",
@@ -141,6 +151,12 @@ def train_variant(cut=GPT2_CUT, letters=str.encode, weigh=True, recount=True, ti
     return fn
 
 
+def train_unmerged(text, n_merges):
+    "Records the most frequent pair, but merges it nowhere"
+    return train_variant()(text, min(n_merges, 1)) * n_merges
+
+def pairs_once(ids): return Counter(set(zip(ids, ids[1:])))
+
 def train_inputs(seed):
     "Few words and many ties; commas, digits and letters outside ASCII; one runs out of pairs"
     rng = np.random.default_rng(seed)
@@ -151,17 +167,19 @@ def train_inputs(seed):
     ties = f"{max(a, b)}{min(a, b)} {max(c, d)}{min(c, d)} {min(a, b)}{max(a, b)}"
     overlap = " ".join([a + b + c] * 4 + [b + c + d] * 2 + [a + b + e])
     runs = f"{a * 4} {a * 4}" + f" {b + c}" * 5
+    again = (a + b) * 4 + f" {c + d}" * 3
     commas = f"{a + b}, {c + b}, {d + b}, {e + b}, {a + c} {a + c} {a + c}, {b}1611 {c}1623 16"
     wide = "naïve 王王 café 👑 " + " ".join(f"{x}é" for x in (a, b, c)) + " 👑👑 naïve, café"
     return [(some, 6), (common, 3), (ties, 2), (overlap, 4), (runs, 3), (commas, 4), (wide, 7),
-            (f"{a}{b}", 5), (a, 5)]
+            (again, 2), (f"{a}{b}", 5), (a, 5)]
 
 reverse = lambda p: (-p[0], -p[1])
 
 register(Exercise(
-    "tokenizer.train_bpe", "01", "The list of merged pairs, most frequent first, with ties broken "
-    "by the smallest pair; the words come from split_words, their bytes from UTF-8, and pair i "
-    "becomes id 256 + i.", inputs=train_inputs, oracle=train_strings,
+    "tokenizer.train_bpe", "01", "The list of n_merges merged pairs, most frequent first, with "
+    "ties broken by the smallest pair; the words come from split_words, their bytes from UTF-8, "
+    "and pair i becomes id 256 + i. If the text runs out of pairs, the list is shorter.",
+    inputs=train_inputs, oracle=train_strings,
     package="gpt2_course.tokenizer:train_bpe",
     wrongs=(
         Wrong("merges cross word boundaries", train_variant(cut=".+"),
@@ -181,6 +199,18 @@ register(Exercise(
         Wrong("every distinct word counts once", train_variant(weigh=False),
               "A word that occurs a thousand times must count a thousand times, or rare names fill "
               "the vocabulary."),
+        Wrong("a pair counts once in each word, however often the word holds it",
+              train_variant(pairs=pairs_once),
+              "A set forgets repetitions: banana holds the pair an twice. Count every place, times "
+              "the word's frequency."),
+        Wrong("a pair counts once in each distinct word",
+              train_variant(pairs=pairs_once, weigh=False),
+              "Count every place where the pair occurs, times the word's frequency: a common word "
+              "must count more than a rare name."),
+        Wrong("nothing is ever merged", train_unmerged,
+              "Each round then finds the same pair. After a pair is recorded, merge it in every "
+              "word, and keep the new lists: `merge` returns a list and does not change its "
+              "argument."),
         Wrong("the pairs are counted once and never again", train_variant(recount=False),
               "A merge uses up its neighbours' pairs and makes new ones. Without a new count no "
               "pair contains a merged token, and no token is longer than two bytes."),
@@ -291,7 +321,9 @@ register(Exercise(
               "model was trained on. Take the pair with the smallest id first."),
         Wrong("it stops after the first merge",
               by_choice(lambda known, rank: min(known, key=rank), 1),
-              "A merge makes new pairs, which may be merged in turn: repeat it in a loop."),
+              "A merge makes new pairs, which may be merged in turn: repeat it in a loop, and look "
+              "for the best pair anew in every round. A loop that keeps the first round's pair "
+              "finds nothing more to merge."),
         Wrong("the merge learned last is applied first",
               by_choice(lambda known, rank: max(known, key=rank)),
               "Later merges were learned on text in which the earlier ones had been applied: "
