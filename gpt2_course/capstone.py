@@ -29,7 +29,7 @@ PARTS = dict( # keyword of `assemble` -> the exercise that it answers
     gelu="blocks.gelu",                   # once in each block
     pre_norm="blocks.pre_norm",           # once in each block: it calls the four above
     mean_loss="model.mean_loss",          # once for each batch
-    clip="optim.clip",                    # once for each step, on all gradients together
+    clip="optim.clip",                    # once for each step, on all gradients
     cosine_lr="optim.cosine_lr",          # once for each step
     decay_groups="optim.decay_groups",    # once, when training begins
     adamw_step="optim.adamw_step",        # once for each tensor and step
@@ -41,7 +41,8 @@ class Norm(nn.Module):
     "Weight and bias; the part `layer_norm` does the rest"
     def __init__(self, C, parts):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
+        self.weight = nn.Parameter(torch.ones(C))
+        self.bias = nn.Parameter(torch.zeros(C))
         self.parts = parts
 
     def forward(self, x): return self.parts["layer_norm"](x, self.weight, self.bias)
@@ -57,7 +58,7 @@ class Attention(nn.Module):
     def forward(self, x):                                                  # (B, T, C)
         split = self.parts["split_heads"]
         q, k, v = (split(t, self.n_head) for t in self.c_attn(x).chunk(3, dim=-1))
-        y = self.parts["attend"](q, k, v)                                  # (B, nh, T, hs)
+        y = self.parts["attend"](q, k, v)                              # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))             # (B, T, C)
 
 # %% ../nbs/medium/14_your_gpt.ipynb #block
@@ -100,7 +101,8 @@ class YourGPT(nn.Module):
         self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight # tied
         for name, p in self.named_parameters():
-            if p.dim() >= 2: nn.init.normal_(p, std=parts["init_std"](name, cfg.n_layer, 0.02))
+            if p.dim() >= 2:
+                nn.init.normal_(p, std=parts["init_std"](name, cfg.n_layer, 0.02))
             elif name.endswith("bias"): nn.init.zeros_(p)
 
     def forward(self,
@@ -125,8 +127,8 @@ def assemble(
         require(name in PARTS, f"{name} is no part{did_you_mean(name, PARTS)}: "
                 f"choose from {', '.join(PARTS)}")
         require(callable(fn), f"{name} is {fn!r}: give a function")
-    yours = [name for name in PARTS if name in functions and not is_stub(functions[name])]
-    parts = {name: functions[name] if name in yours else answer(e) for name, e in PARTS.items()}
+    yours = [n for n in PARTS if n in functions and not is_stub(functions[n])]
+    parts = {n: functions[n] if n in yours else answer(e) for n, e in PARTS.items()}
     return YourGPT(cfg, parts, yours)
 
 def parts_list(model:YourGPT) -> str: # who wrote what
@@ -139,7 +141,8 @@ def parts_list(model:YourGPT) -> str: # who wrote what
 def stored(model:GPT) -> dict: # name -> tensor, laid out as in OpenAI's file
     "The weights as a published file has them: linear layers (in, out), no tied head"
     state = {n: w for n, w in model.state_dict().items() if n != "lm_head.weight"}
-    return {n.removeprefix("transformer."): w.t() if is_conv1d(n) else w for n, w in state.items()}
+    short = lambda name: name.removeprefix("transformer.")
+    return {short(n): w.t() if is_conv1d(n) else w for n, w in state.items()}
 
 def load_stored(model:YourGPT, state:dict): # state as `stored` gives it
     "Load a published file by the part `to_linear`"
@@ -151,7 +154,8 @@ def reference(cfg:GPTConfig, seed:int=0) -> GPT: # in double precision
     torch.manual_seed(seed)
     model = GPT(cfg).double()
     with torch.no_grad():
-        for p in model.parameters(): p.copy_(torch.randn_like(p) * (0.3 if p.dim() > 1 else 0.5))
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * (0.3 if p.dim() > 1 else 0.5))
     return model
 
 # %% ../nbs/medium/14_your_gpt.ipynb #trainer
@@ -167,9 +171,14 @@ class Trainer:
         self.rate = lambda step: self.parts["cosine_lr"](step, *four)
         groups = self.parts["decay_groups"](model, weight_decay)
         self.rows = [(p, g["weight_decay"]) for g in groups for p in g["params"]]
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p, _ in self.rows]
+        zero = torch.zeros_like
+        self.moments = [(zero(p), zero(p)) for p, _ in self.rows]
 
-    def step(self, x:Tensor, y:Tensor) -> float: # (B, T) ids and targets -> the loss before it
+    def step(self,
+        x:Tensor, # (B, T) ids
+        y:Tensor, # (B, T) targets
+    ) -> float:   # the loss before the step
+        "One update of all parameters"
         loss = self.model(x, y)
         grads = torch.autograd.grad(loss, [p for p, _ in self.rows])
         grads = self.parts["clip"](list(grads), self.max_norm)
@@ -198,30 +207,34 @@ def differences(
     model:YourGPT,
     seed:int=0,
 ) -> dict: # what was compared -> largest difference; inf where the part raised an error
-    "How far a model is from the package's: loading, logits, loss, gradients, training, sampling"
-    cfg, found = model.cfg, {}
+    "How far a model is from the package's, from its initialisation to a sampled token"
+    cfg, parts, found = model.cfg, model.parts, {}
+    right = {name: answer(e) for name, e in PARTS.items()}
     theirs = reference(cfg, seed)
     yours = YourGPT(cfg, model.parts).double()
     x, y = torch.randint(cfg.vocab_size, (2, 3, cfg.block_size))
     y[:, -3:] = -1
     gap = lambda a, b: float((a - b).detach().abs().max())
     try:
-        std, right = (f["init_std"] for f in (model.parts, {k: answer(e) for k, e in PARTS.items()}))
-        matrices = [n for n, p in yours.named_parameters() if p.dim() >= 2]
-        found["standard deviations"] = max(
-            abs(std(n, cfg.n_layer, s) - right(n, cfg.n_layer, s)) for n in matrices for s in (0.02, 0.1))
+        names = [n for n, p in yours.named_parameters() if p.dim() >= 2]
+        stds = [[f["init_std"](n, cfg.n_layer, s) for n in names for s in (0.02, 0.1)]
+                for f in (parts, right)]
+        found["standard deviations"] = max(abs(a - b) for a, b in zip(*stds))
         load_stored(yours, stored(theirs))
         found["logits"] = gap(yours(x), theirs(x))
         found["loss"] = gap(yours(x, y), theirs(x, y))
-        grads = [torch.autograd.grad(m(x, y), list(m.transformer.h.parameters())) for m in (yours, theirs)]
-        found["gradients"] = max(map(gap, *grads))
+        blocks = [list(m.transformer.h.parameters()) for m in (yours, theirs)]
+        a, b = (torch.autograd.grad(m(x, y), p) for m, p in zip((yours, theirs), blocks))
+        found["gradients"] = max(map(gap, a, b))
         rates = dict(max_lr=3e-3, min_lr=3e-4, warmup=4, steps=12)
-        trainer, optimizer = Trainer(yours, rates), optim.adamw(theirs, 3e-3, 0.1, (0.9, 0.95), "cpu")
-        losses = [(trainer.step(x, y), their_step(theirs, optimizer, s, rates, x, y)) for s in range(12)]
-        found["losses of 12 steps"] = max(abs(a - b) for a, b in losses)
+        trainer = Trainer(yours, rates)
+        optimizer = optim.adamw(theirs, 3e-3, 0.1, (0.9, 0.95), "cpu")
+        step = lambda s: their_step(theirs, optimizer, s, rates, x, y)
+        losses = [trainer.step(x, y) - step(s) for s in range(12)]
+        found["losses of 12 steps"] = max(map(abs, losses))
         logits = theirs(x)[:, -1]
-        shape = lambda f: f(logits, 0.8, 10, 0.9)
-        found["sampling"] = gap(shape(model.parts["shape_probs"]), shape(answer(PARTS["shape_probs"])))
+        a, b = (f["shape_probs"](logits, 0.8, 10, 0.9) for f in (parts, right))
+        found["sampling"] = gap(a, b)
     except Exception as error:
         found[f"{type(error).__name__}: {error}"] = math.inf
     return {k: math.inf if math.isnan(v) else v for k, v in found.items()}

@@ -88,7 +88,8 @@ def challenge(
     try:
         with guarded(0): value = float(within(2 * budget + 10, lambda: c.score(fn, budget)))
     except TimeUp:
-        return Score("raised", f"✗ {name}: stopped after {2 * budget + 10:g} s; the budget is {budget:g} s.")
+        return Score("raised", f"✗ {name}: stopped after {2 * budget + 10:g} s; the budget is "
+                     f"{budget:g} s.")
     except (Exception, SystemExit) as error:
         at = place(error, fn)
         said = f"{kind(error).split(' ', 1)[1]}: {clip(str(error), 300)}"
@@ -106,7 +107,8 @@ def noted(c, value, took, tally):
         row = tally["challenges"].setdefault(c.name, dict(tries=0))
         old = row.get("best")
         row["tries"] += 1
-        if old is None or better(c, value, old): row["best"], said = value, said + " Your best so far."
+        if old is None or better(c, value, old):
+            row["best"], said = value, said + " Your best so far."
         else: said += f" Your record is {old:.4g}."
         write_tally(tally)
     return Score("measured", f"{'★' if wins else '·'} {c.name}: {said}", value, wins)

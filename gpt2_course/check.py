@@ -91,7 +91,8 @@ def answer(
     return thing
 
 # %% ../nbs/reference/check.ipynb #limit
-class TimeUp(BaseException): "Not an `Exception`: the reader's own `except Exception` must not catch it"
+class TimeUp(BaseException):
+    "Not an `Exception`: the reader's own `except Exception` must not catch it"
 
 def within(
     seconds:float,
@@ -305,8 +306,8 @@ def not_attempted(e):
                    f"you have; hint({e.name!r}) helps.")
 
 def forgotten(e):
-    return Verdict("nothing", f"✗ {e.name}: your function computes something and returns nothing. "
-                   "Is the `return` missing?")
+    return Verdict("nothing", f"✗ {e.name}: your function computes something and returns "
+                   "nothing. Is the `return` missing?")
 
 def too_slow(e, fn, inputs, outcomes, names, late):
     "An endless loop, or nearly one"
@@ -358,7 +359,8 @@ def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
     if isinstance(faults[i], BaseException):
         at = place(faults[i], fn)
         left = isinstance(faults[i], SystemExit)
-        said = "it calls exit()" if left else f"{kind(faults[i])[2:].strip()}: {clip(str(faults[i]), 300)}"
+        name = type(faults[i]).__name__
+        said = "it calls exit()" if left else f"{name}: {clip(str(faults[i]), 300)}"
         return Verdict("raised", f"✗ {e.name}: raised{f' in {at}' if at else ''}, for {given}:\n"
                        f"    {said}\n  {helps}")
     if empty(outcomes[i].value):

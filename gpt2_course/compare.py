@@ -80,20 +80,21 @@ def difference(
     inner = dict(rtol=rtol, atol=atol, exact=exact)
     if isinstance(got, torch.nn.Module) and isinstance(want, torch.nn.Module):
         got, want = dict(got.state_dict()), dict(want.state_dict())
-    rows = isinstance(got, (list, tuple)) and isinstance(want, (list, tuple))
-    if exact and type(got) is not type(want) and not rows: return f"it gives {kind(got)}{at}, not {kind(want)}"
+    other = f"it gives {kind(got)}{at}, not {kind(want)}"
+    if exact and type(got) is not type(want): return other
     if isinstance(want, (torch.Tensor, np.ndarray)):
         return array_difference(got, want, rtol, atol, at, exact)
     if isinstance(want, (list, tuple)):
         if isinstance(got, (torch.Tensor, np.ndarray)) and got.ndim > 0: got = got.tolist()
         if isinstance(got, range): got = list(got)
-        if not isinstance(got, (list, tuple)): return f"it gives {kind(got)}{at}, not {kind(want)}"
-        if len(got) != len(want): return f"it gives {counted(len(got), 'item')}{at}, not {len(want)}"
+        if not isinstance(got, (list, tuple)): return other
+        if len(got) != len(want):
+            return f"it gives {counted(len(got), 'item')}{at}, not {len(want)}"
         found = (difference(g, w, where=f"{where}[{i}]", **inner)
                  for i, (g, w) in enumerate(zip(got, want)))
         return next(filter(None, found), None)
     if isinstance(want, dict):
-        if not isinstance(got, dict): return f"it gives {kind(got)}{at}, not {kind(want)}"
+        if not isinstance(got, dict): return other
         if got.keys() != want.keys():
             return f"it gives the keys {short(list(got))}{at}, not {short(list(want))}"
         found = (difference(got[k], want[k], where=f"{where}[{k!r}]", **inner) for k in want)
@@ -134,8 +135,10 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if mine is None or scalar: return f"it gives {kind(got)}{at}, not {kind(want)} of numbers"
     if mine.shape != right.shape: return f"it gives the shape {mine.shape}{at}, not {right.shape}"
     if not mine.size and not exact: return None
-    if exact and got.dtype != want.dtype: return f"it gives numbers of type {got.dtype}{at}, not {want.dtype}"
-    if sort(mine) != sort(right): return f"it gives {sort(mine)} numbers{at}, not {sort(right)} ones"
+    if exact and got.dtype != want.dtype:
+        return f"it gives numbers of type {got.dtype}{at}, not {want.dtype}"
+    if sort(mine) != sort(right):
+        return f"it gives {sort(mine)} numbers{at}, not {sort(right)} ones"
     if sort(right) in ("floating-point", "complex"):
         wide = np.float64 if right.dtype.kind == "f" else np.complex128
         with np.errstate(all="ignore"):
@@ -168,7 +171,8 @@ def unchanged(
         return len(before) == len(after) and all(map(unchanged, before, after))
     if isinstance(before, (set, frozenset, bytearray)): return before == after
     if is_dataclass(before) and not isinstance(before, type):
-        return all(unchanged(getattr(before, f.name), getattr(after, f.name)) for f in fields(before))
+        return all(unchanged(getattr(before, f.name), getattr(after, f.name))
+                   for f in fields(before))
     if before is None or isinstance(before, (bool, int, float, complex, str, bytes, np.generic)):
         return type(before) is type(after) and bool(before == after or before != before)
     arrays = [k for k, v in getattr(before, "__dict__", {}).items()

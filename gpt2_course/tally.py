@@ -16,7 +16,7 @@ def tally_file() -> Path: # progress.json of this copy of the course
     levels = lambda p: (p/"easy").is_dir() and (p/"medium").is_dir()
     return next(filter(levels, (here, *here.parents)), here)/"progress.json"
 
-def read_tally() -> dict: # {"checks": name -> {state, tries, hints}, "guesses": …, "challenges": …}
+def read_tally() -> dict: # checks: name -> {state, tries, hints}; guesses and challenges by name
     "What has been done so far; a damaged file counts as empty"
     try: tally = json.loads(tally_file().read_text(encoding="utf-8"))
     except (OSError, ValueError): tally = {}
