@@ -74,7 +74,7 @@ def formed(notebook: dict) -> tuple[dict, list[str]]:
                 metadata, prints = cell["metadata"], "solution(" in source
                 others = set(metadata.get("tags", [])) - {"hide-input", "hide-cell"}
                 metadata["tags"] = sorted({*others, "hide-cell" if prints else "hide-input"})
-                metadata["jupyter"] = {"source_hidden": True} | ({"outputs_hidden": True} if prints else {})
+                metadata["jupyter"] = ({"outputs_hidden": True} if prints else {}) | {"source_hidden": True}  # in nbdev_clean's order
             waiting = here
         elif waiting and source.startswith("<details>"):
             set_source(cell, folded(waiting[0], source))
