@@ -144,7 +144,8 @@ def loss_inputs(seed):
     hopeless = logits(3, 4) + np.array([[900., 0, 0, 0], [0, 900., 0, 0], [0, 0, 0, 0]])
     apart, far = logits(3, 4) + np.array([[2000.], [0.], [-2000.]]), logits(4, 3) + 1500
     far[2] = 1500.0
-    return [new(7, 5), (some, np.where([0, 1, 0, 0, 1, 0], -1, y)), new(1, 3),
+    return [new(7, 5), (some, np.where([0, 1, 0, 0, 1, 0], -1, y)),
+            (logits(1, 3), rng.integers(1, 3, 1)), # not token 0: leaving it out would leave nothing
             (hopeless, np.array([0, 3, -1])), (apart, rng.integers(0, 4, 3)),
             (far, np.array([0, 2, 1, 0]))]
 
