@@ -11,9 +11,8 @@ import time
 import numpy as np
 import pytest
 from conftest import REPO, offline_env
+from runs import metrics, refused
 from gpt2_course.ablation import analyse, best_rate, by_rate, interval, report, steps_to, verdict
-from test_commands import refused
-from test_trainer import data, metrics  # noqa: F401 (fixtures)
 
 TINY = (
     "--steps 8 --batch-tokens 256 --micro-batch 8 --eval-every 4 --eval-tokens 512 --device cpu --dtype float32 --jobs 2"

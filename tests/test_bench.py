@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from runs import refused
 from gpt2_course import bench, tokenizer
 from gpt2_course.config import GPTConfig, UserError
-from test_commands import refused
 
 QUICKLY = ["--threads", 1, "--seconds", 0.001, "--rounds", 2, "--model.n-layer", 1, "--rows", 2]
 CPU = torch.device("cpu")

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from gpt2_course import config
 from gpt2_course.data import HEADER, sha256_file, write_shard
-from test_trainer import TINY, data, one  # noqa: F401 (fixtures)
+from runs import TINY, refused
 
 COMMANDS = {"train": config.TrainConfig, "prepare": config.PrepareConfig, "sample": config.SampleConfig}
-
-
-def refused(done) -> str:
-    "The one line that a refused command printed"
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert "Traceback" not in done.stdout
-    return lines[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import offline_env
+from runs import TINY, WORKER, losses, metrics, refused, torchrun, weights
 from gpt2_course.data import TokenLoader, document_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_commands import refused
-from test_trainer import TINY, WORKER, data, losses, metrics, one, torchrun, two, weights  # noqa: F401 (fixtures)
 
 TRAIN = ["-m", "gpt2_course.train", *TINY]
 

@@ -12,14 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPO
+from runs import TINY, refused, torchrun
 from gpt2_course import evals, tokenizer
 from gpt2_course.checkpoint import open_model
 from gpt2_course.config import GPTConfig, UserError, packaged
 from gpt2_course.model import GPT
 from gpt2_course.pretrained import from_hf, to_hf
 from gpt2_course.trainer import same_tokenizer
-from test_commands import refused
-from test_trainer import TINY, data, one, torchrun  # noqa: F401 (fixtures)
 
 ROWS = 1000
 SHAKESPEARE = REPO / "assets" / "runs" / "look-inside"

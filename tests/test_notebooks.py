@@ -43,4 +43,4 @@ def execute(root: Path, name: str) -> float:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, repo_copy, notebook_seconds):
-    notebook_seconds[name] = execute(repo_copy, name)
+    notebook_seconds(name, execute(repo_copy, name))

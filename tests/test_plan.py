@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from runs import TINY, refused
 from gpt2_course import doctor, plan
 from gpt2_course.attention import ATTENTION
 from gpt2_course.config import GPTConfig, UserError
 from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
 from gpt2_course.trainer import DTYPES
-from test_commands import refused
-from test_trainer import TINY, data, one  # noqa: F401 (fixtures)
 
 SHAPES = [
     GPTConfig(block_size=32, vocab_size=200, n_layer=2, n_head=4, n_embd=64),

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 from conftest import REPO
+from runs import refused
 from gpt2_course import quick, tokenizer
 from gpt2_course.checkpoint import load_model
 from gpt2_course.config import WEIGHTS, GPTConfig, UserError, packaged
 from gpt2_course.generation import generate
 from gpt2_course.quick import Decoder, Rows, Table, decoder, quicken
 from gpt2_course.variants import make_gpt
-from test_commands import refused
 
 CFG = GPTConfig(block_size=24, vocab_size=101, n_layer=2, n_head=4, n_embd=64)
 RUN = REPO / "assets/runs/look-inside"

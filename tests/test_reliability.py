@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 from conftest import offline_env
+from runs import refused
 from gpt2_course import checkpoint, train
 from soak import WORKERS, Bench, rows_of_scorecard, small_checkpoint, torchrun
-from test_commands import refused
 
 TABLE = rows_of_scorecard()
 

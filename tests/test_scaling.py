@@ -5,9 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from runs import metrics, refused
 from gpt2_course.scaling import PUBLISHED, bootstrap, fit, law, optimal
-from test_commands import refused
-from test_trainer import data, metrics  # noqa: F401 (fixtures)
 
 TINY = (
     "--layers 1 1 2 --widths 16 24 32 --steps 4 8 --seeds 1 --held-layers 2 --held-width 64 --held-steps 12 --batch-tokens 128 --block-size 16"

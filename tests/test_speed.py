@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPO, offline_env
+from runs import TINY, losses, refused, torchrun
 from gpt2_course import plan, speed
 from gpt2_course.attention import attend, sdpa
 from gpt2_course.config import CHOICES, GPTConfig, UserError
@@ -17,9 +18,7 @@ from gpt2_course.optim import adamw
 from gpt2_course.speed import ChunkedLoss, LadderConfig, Rung, Worker, agree, attention_of, blocked, climb, ladder, loss_of, pairwise, table
 from gpt2_course.trainer import pick_attention, pick_loss
 from gpt2_course.variants import VARIANTS, make_gpt
-from test_commands import refused
 from test_plan import kept_by_autograd
-from test_trainer import TINY, data, losses, one, torchrun  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode

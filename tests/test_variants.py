@@ -4,14 +4,13 @@ import copy
 import json
 
 import pytest
+from runs import TINY, losses, refused, torchrun, weights
 import torch
 from gpt2_course.checkpoint import open_model
 from gpt2_course.config import CHOICES, GPTConfig
 from gpt2_course.generation import generate
 from gpt2_course.model import active_params, count_params, crop_block_size, flops_per_token
 from gpt2_course.variants import VARIANTS, make_gpt, unfair
-from test_commands import refused
-from test_trainer import TINY, data, losses, torchrun, weights  # noqa: F401 (fixtures)
 
 CFG = GPTConfig(block_size=24, vocab_size=60, n_layer=2, n_head=4, n_embd=32)
 
