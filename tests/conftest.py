@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
 from workers.module import start
 
 REPO = Path(__file__).resolve().parents[1]

@@ -152,10 +152,6 @@ def main():
     sys.path.insert(0, str(ROOT))
     sys.path.insert(0, str(ROOT / "tests"))
     os.environ["OMP_NUM_THREADS"] = "1"
-    import hypothesis  # noqa: F401
-    import numpy  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import tiktoken  # noqa: F401
     import torch
 
     torch.set_num_threads(1)

@@ -2,8 +2,9 @@
 
 import json
 
-from conftest import REPO
 from safetensors.torch import load_file
+
+from conftest import REPO
 
 WORKER = REPO / "tests" / "workers" / "fit_digest.py"
 TINY = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
 from conftest import copy_repo, lacking, offline_env
 
 pytestmark = pytest.mark.browser

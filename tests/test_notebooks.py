@@ -5,8 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import REPO, offline_env, repo_files
 from nbclient import NotebookClient
+
+from conftest import REPO, offline_env, repo_files
 
 NOTEBOOKS = [
     name.as_posix()

@@ -46,7 +46,7 @@ def test_adamw_takes_the_groups():
 
 
 def test_cosine_at_every_step():
-    rate = lambda s, warmup=4, steps=20: cosine_lr(s, max_lr=1.0, min_lr=0.1, warmup=warmup, steps=steps)  # noqa: E731
+    rate = lambda s, warmup=4, steps=20: cosine_lr(s, max_lr=1.0, min_lr=0.1, warmup=warmup, steps=steps)
     assert [rate(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     for s in range(4, 20):
         assert rate(s) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * (s - 4) / 15)) / 2)
@@ -56,7 +56,7 @@ def test_cosine_at_every_step():
 
 
 def test_warm_up_stable_decay_at_every_step():
-    rate = lambda s, **more: wsd_lr(s, **(dict(max_lr=1.0, min_lr=0.1, warmup=4, steps=20) | more))  # noqa: E731
+    rate = lambda s, **more: wsd_lr(s, **(dict(max_lr=1.0, min_lr=0.1, warmup=4, steps=20) | more))
     assert [rate(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     want = [1.0] * 12 + [0.1 + 0.9 * k / 4 for k in (3, 2, 1, 0)]
     assert [rate(s) for s in range(4, 20)] == pytest.approx(want) and rate(25) == 0.1

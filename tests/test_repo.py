@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from conftest import REPO, copy_repo, repo_files
 
 FILES = repo_files()

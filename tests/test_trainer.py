@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from conftest import REPO, offline_env
 from runs import TINY, WORKER, losses, metrics, torchrun, weights
-from safetensors.torch import load_file
+
 
 def test_run_directory(one):
     "Everything that DESIGN promises of a run directory is there"
