@@ -171,8 +171,10 @@ def as_file(result, state):
     if not isinstance(result, dict): return result
     tensors = {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
     tell = lambda bad: ", ".join(str(k) for k, v in tensors.items() if bad(v))
+    others = ", ".join(str(k) for k in result if k not in tensors)
     return {"state": result, "tensors that still ask for a gradient": tell(
-        lambda v: v.requires_grad), "tensors with gaps": tell(lambda v: not v.is_contiguous())}
+        lambda v: v.requires_grad), "tensors with gaps": tell(lambda v: not v.is_contiguous()),
+        "what is no tensor": others}
 
 def renamed(change, drop=("lm_head.weight",), before=(), tensor=lambda v: v.detach().contiguous()):
     "Some other renaming; `drop` is looked for afterwards, `before` in the old names"

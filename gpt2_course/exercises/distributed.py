@@ -1,415 +1,25 @@
-"""The catalogue of chapter 18 with its reference answers, and the programs that its real processes
-run: a function can be started in another process only if it lives in a module."""
+"""The catalogue of chapter 18 with its reference answers; the programs that its real processes run
+are in team.py."""
 
-import faulthandler, os, tempfile, time
-from datetime import timedelta
-from pathlib import Path
+import queue
+import threading
+import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig, packaged
+from ..config import packaged
 from ..data import TokenLoader
-from ..distributed import World
-from ..model import GPT
 from ..optim import adamw
 from ..tokenizer import CharTokenizer
+from .team import dismiss, launch, left_behind, mark_children # noqa: F401, for chapters 19 and 20
+from .team import material, ring_plan
 
 
-class Team:
-    "n processes in one gloo group that wait for jobs"
-    def __init__(self, n, wait, env):
-        import multiprocessing
-        spawn = multiprocessing.get_context("spawn")
-        self.folder, self.jobs = tempfile.TemporaryDirectory(), 0
-        pipes = [spawn.Pipe() for _ in range(n)]
-        self.pipes = [mine for mine, _ in pipes]
-        self.ranks = [spawn.Process(target=member, daemon=True, args=(
-            self.folder.name, World(r, r, n), wait, theirs)) for r, (_, theirs) in enumerate(pipes)]
-        old = {k: os.environ.get(k) for k in env}
-        os.environ.update(env)
-        for p in self.ranks: p.start()
-        for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
-
-    def run(self, fn, args, seconds): # what each rank returned, whether all did
-        self.jobs += 1
-        files = [Path(self.folder.name)/f"{self.jobs}_{r}.pt" for r in range(len(self.ranks))]
-        for pipe, file in zip(self.pipes, files): pipe.send((fn, args, str(file)))
-        deadline = time.monotonic() + seconds
-        while not all(f.exists() for f in files) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        missing = dict(error="ended without a result"), False
-        rows = [torch.load(f, weights_only=True) if f.exists() else missing for f in files]
-        return [result for result, _ in rows], all(good for _, good in rows)
-
-    def close(self):
-        for p in self.ranks:
-            p.kill()
-            p.join()
-        for pipe in self.pipes: pipe.close()
-        self.folder.cleanup()
-
-def member(folder, world, wait, pipe):
-    "What a started process does"
-    log = os.open(f"{folder}/{world.rank}.log", os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2): os.dup2(log, stream)
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world.size)
-    dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size,
-                            timeout=timedelta(seconds=wait))
-    while True:
-        try: fn, args, file = pipe.recv()
-        except EOFError: os._exit(0)
-        try: result = fn(world, *args)
-        except Exception as e: result = dict(error=f"{type(e).__name__}: {e}")
-        row = result, not (isinstance(result, dict) and result.get("error"))
-        torch.save(row, file + ".part")
-        os.rename(file + ".part", file)
-
-
-TEAMS = {} # (n, wait, env) -> Team that waits for its next job
-
-def launch(
-    fn,               # function of a module: fn(world, *args) -> tensors and plain values
-    n:int,            # processes
-    *args,
-    seconds:float=150, # then whoever still runs is ended
-    wait:float=60,     # seconds after which a collective gives up
-    **env:str,        # variables of the environment
-) -> list:            # what each rank returned; of one that failed, dict(error=…)
-    "Run a function in n processes that can talk to each other"
-    key = n, wait, *sorted(env.items())
-    if key not in TEAMS: TEAMS[key] = Team(n, wait, env)
-    results, good = TEAMS[key].run(fn, args, seconds)
-    if not good: TEAMS.pop(key).close() # the group is broken: the next job gets a new one
-    return results
-
-def dismiss():
-    "End all processes that wait"
-    while TEAMS: TEAMS.popitem()[1].close()
-
-
-def mark_children(
-    name:str, # such as "chapter 18"
-):
-    "Every process that this one starts from now on carries a mark in its environment"
-    os.environ["GPT2_COURSE_MARK"] = f"{name}, process {os.getpid()}"
-
-def left_behind() -> list[str]: # command lines
-    "Processes that carry the mark and still run, orphans included"
-    import psutil # the kernel of a notebook needs it too
-    found = []
-    for p in psutil.process_iter():
-        try:
-            mine = p.environ().get("GPT2_COURSE_MARK") == os.environ["GPT2_COURSE_MARK"]
-            words = " ".join(p.cmdline())
-        except (psutil.Error, OSError): continue
-        # multiprocessing's own tidier lives as long as the process that uses it
-        if mine and p.pid != os.getpid() and "resource_tracker" not in words: found.append(words)
-    return found
-
-
-def introduce(
-    world:World,
-) -> str: # a sentence
-    "The smallest program for several processes"
-    return f"rank {world.rank} of {world.size}, process {os.getpid()}"
-
-
-def ring_plan(
-    rank:int,
-    n:int,   # processes in the ring
-) -> list:   # of (slice to give to the right, slice to take from the left, whether to add it)
-    "2 (n - 1) steps: sums travel round the ring until each is whole, then once more as they are"
-    first = [((rank - s) % n, (rank - s - 1) % n, True) for s in range(n - 1)]
-    second = [((rank + 1 - s) % n, (rank - s) % n, False) for s in range(n - 1)]
-    return first + second
-
-
-class Post:
-    "Sending and receiving, with a count of the bytes"
-    def __init__(self): self.sent = self.received = 0
-
-    def send(self, t, to): # returns at once; call .wait() on what it returns
-        self.sent += t.nbytes
-        return dist.isend(t.contiguous(), to)
-
-    def receive(self, like, source): # a new tensor of the same shape
-        t = torch.empty_like(like)
-        dist.recv(t, source)
-        self.received += t.nbytes
-        return t
-
-def naive_all_reduce(t, world, post):
-    "Everyone sends to rank 0; it adds, and sends the sum to everyone"
-    others = range(1, world.size)
-    if world.main:
-        for r in others: t += post.receive(t, r)
-        for job in [post.send(t, r) for r in others]: job.wait()
-    else:
-        post.send(t, 0).wait()
-        t.copy_(post.receive(t, 0))
-
-def ring_all_reduce(t, world, post):
-    "Everyone gives a slice to the right and takes one from the left, 2 (n - 1) times"
-    n, rank = world.size, world.rank
-    slices = t.tensor_split(n) # views: what is written into them is written into t
-    for give, take, add in ring_plan(rank, n):
-        job = post.send(slices[give], (rank + 1) % n)
-        got = post.receive(slices[take], (rank - 1) % n)
-        job.wait() # both at once: if all sent first and nobody received, all would wait
-        slices[take].copy_(slices[take] + got if add else got)
-
-
-def draw(rank, size): # this rank's (size,) numbers
-    return torch.randn(size, generator=torch.Generator().manual_seed(rank))
-
-def compare_all_reduce(
-    world:World,
-    size:int,  # numbers to add up
-) -> dict:     # way -> (the sum, bytes sent, bytes received, milliseconds) of this rank
-    "Three ways of adding up the same numbers"
-    out = {}
-    for name, fn in dict(naive=naive_all_reduce, ring=ring_all_reduce).items():
-        t, post = draw(world.rank, size), Post()
-        dist.barrier()
-        began = time.perf_counter()
-        fn(t, world, post)
-        out[name] = t, post.sent, post.received, 1e3 * (time.perf_counter() - began)
-    t = draw(world.rank, size)
-    dist.all_reduce(t)
-    out["gloo"] = t, None, None, None
-    return out
-
-
-def material(
-    seed:int=0, # of the weights
-    double:bool=False,
-) -> tuple:     # GPT, ids of Hamlet
-    "A small model and something to read"
-    text = packaged("shakespeare/hamlet.txt").read_text(encoding="utf-8")
-    tok = CharTokenizer(text)
-    torch.manual_seed(seed)
-    model = GPT(GPTConfig(block_size=32, vocab_size=tok.n_vocab, n_layer=2, n_head=2, n_embd=32))
-    return model.double() if double else model, np.array(tok.encode(text), np.uint16)
-
-def flat(model): # all weights of a model in one vector, a copy
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
-
-def local(model, batches): # add up this process's gradients; the mean loss
-    total = 0.0
-    for x, y in batches:
-        loss = model(x, y) / len(batches)
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-def by_hand(model, batches, world):
-    "DDP in three lines: accumulate, add up over ranks, divide"
-    loss = local(model, batches)
-    for p in model.parameters():
-        dist.all_reduce(p.grad)
-        p.grad /= world.size
-    return loss
-
-def each(ddp, batches, world):
-    "DDP as it comes: every micro-batch exchanges"
-    return local(ddp, batches)
-
-def flag_before(ddp, batches, world):
-    "Only the last micro-batch exchanges gradients, as decided before its forward pass"
-    total = 0.0
-    for i, (x, y) in enumerate(batches):
-        ddp.require_backward_grad_sync = i == len(batches) - 1
-        loss = ddp(x, y) / len(batches)
-        loss.backward()
-        total += loss.item()
-    return total
-
-def flag_after(ddp, batches, world):
-    "The bug of two well-known training scripts: the same line, one line too late"
-    total = 0.0
-    for i, (x, y) in enumerate(batches):
-        loss = ddp(x, y) / len(batches)
-        ddp.require_backward_grad_sync = i == len(batches) - 1
-        loss.backward()
-        total += loss.item()
-    return total
-
-EXCHANGES = dict(by_hand=by_hand, each=each, before=flag_before, after=flag_after)
-
-
-def train_replica(
-    world:World,
-    how:str,         # a key of `EXCHANGES`
-    steps:int,
-    micro:int,       # micro-batches a step, of four rows
-    broadcast:bool=True, # rank 0's first weights go to everyone; else each rank has its own
-    double:bool=False,   # arithmetic in float64
-) -> dict:           # weights (steps + 1, parameters) and losses of this rank
-    "Train this rank's replica and keep its weights after every step"
-    model, ids = material(seed=world.rank, double=double)
-    if broadcast:
-        for p in model.parameters(): dist.broadcast(p.data, src=0)
-    loader = TokenLoader([ids], 4, 32, rank=world.rank, world=world.size)
-    optimizer = adamw(model, 1e-2, 0.1, (0.9, 0.95), "cpu")
-    trained = model if how == "by_hand" else DistributedDataParallel(model)
-    weights, losses = [flat(model)], []
-    for _ in range(steps):
-        batches = [loader.next() for _ in range(micro)]
-        losses.append(EXCHANGES[how](trained, batches, world))
-        optimizer.step()
-        optimizer.zero_grad()
-        weights.append(flat(model))
-    return dict(weights=torch.stack(weights), losses=losses)
-
-
-def virtual_ranks(
-    n:int,          # ranks to imitate
-    steps:int,
-    micro:int,      # micro-batches a step and rank
-) -> torch.Tensor:  # (steps + 1, parameters) weights after every step
-    "One process that computes each rank's gradient in its turn: what n processes must equal"
-    model, ids = material(0)
-    loaders = [TokenLoader([ids], 4, 32, rank=r, world=n) for r in range(n)]
-    optimizer = adamw(model, 1e-2, 0.1, (0.9, 0.95), "cpu")
-    weights = [flat(model)]
-    for _ in range(steps):
-        each = []
-        for loader in loaders:
-            optimizer.zero_grad()
-            local(model, [loader.next() for _ in range(micro)])
-            each.append([p.grad for p in model.parameters()])
-        for p, *grads in zip(model.parameters(), *each): p.grad = sum(grads) / n
-        optimizer.step()
-        weights.append(flat(model))
-    return torch.stack(weights)
-
-def one_batch(n, steps, micro, double=False): # as above, but all rows of a step in one batch
-    model, ids = material(0, double)
-    loaders = [TokenLoader([ids], 4, 32, rank=r, world=n) for r in range(n)]
-    optimizer = adamw(model, 1e-2, 0.1, (0.9, 0.95), "cpu")
-    weights = [flat(model)]
-    for _ in range(steps):
-        rows = [loader.next() for loader in loaders for _ in range(micro)]
-        optimizer.zero_grad()
-        local(model, [tuple(torch.cat(part) for part in zip(*rows))])
-        optimizer.step()
-        weights.append(flat(model))
-    return torch.stack(weights)
-
-
-def timeline(
-    world:World,
-    megabytes:float, # of a bucket
-) -> dict:           # milliseconds since backward began: ready, buckets, end
-    "When each gradient is ready, and from when to when each bucket travels, in one backward pass"
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=64, vocab_size=2048, n_layer=4, n_head=4, n_embd=256))
-    names = {id(p): name for name, p in model.named_parameters()}
-    x, y = torch.randint(2048, (2, 4, 64))
-    ready, buckets, began = [], [], [0.0]
-    now = lambda: 1e3 * (time.perf_counter() - began[0])
-
-    def travel(state, bucket):
-        row = dict(names=[names[id(p)] for p in bucket.parameters()], start=now(),
-                   megabytes=bucket.buffer().nbytes / 1e6)
-        buckets.append(row)
-        def arrived(future):
-            row["end"] = now()
-            return future.value()[0] / world.size
-        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(arrived)
-
-    ddp = DistributedDataParallel(model, bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
-    ddp.register_comm_hook(None, travel)
-    for name, p in model.named_parameters():
-        p.register_post_accumulate_grad_hook(lambda p, name=name: ready.append((name, now())))
-    for _ in range(4): # buckets are laid out anew after the first pass; the last one is kept
-        model.zero_grad()
-        loss = ddp(x, y)
-        dist.barrier()
-        ready.clear(), buckets.clear()
-        began[0] = time.perf_counter()
-        loss.backward()
-        end = now()
-    return dict(ready=ready, buckets=buckets, end=end)
-
-def exchanges(
-    world:World,
-    how:str,   # each, before or after
-    micro:int, # micro-batches a step
-    steps:int,
-) -> list:     # (steps x micro) how many buckets travelled in each backward pass
-    "Which micro-batches talk"
-    model, ids = material(0)
-    loader = TokenLoader([ids], 4, 32, rank=world.rank, world=world.size)
-    ddp, counts = DistributedDataParallel(model), []
-    def travel(state, bucket):
-        counts[-1] += 1
-        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(
-            lambda future: future.value()[0] / world.size)
-    ddp.register_comm_hook(None, travel)
-    ddp.register_forward_pre_hook(lambda module, args: counts.append(0))
-    for _ in range(steps):
-        EXCHANGES[how](ddp, [loader.next() for _ in range(micro)], world)
-    return counts
-
-
-def uneven(
-    world:World,
-    then:str,       # what rank 1 does next: report (alone) or validate (with the others)
-    monitored:bool, # a monitored barrier before each step
-    wait:float,     # seconds until a collective gives up
-) -> dict:          # seconds until something was said, the error, the stack of this rank
-    "Rank 1 has one batch fewer and leaves the loop: rank 0 waits for it in an all-reduce"
-    stack, limit = tempfile.TemporaryFile("w+"), timedelta(seconds=wait)
-    group = dist.new_group(timeout=limit) # the same ranks, less patient
-    faulthandler.dump_traceback_later(0.6 * wait, file=stack) # where is everyone by then?
-    error, began = "", time.perf_counter()
-    try:
-        for step in range(3 - world.rank):
-            if monitored: dist.monitored_barrier(group, timeout=limit)
-            dist.all_reduce(torch.ones(4), group=group) # the gradients
-        if then == "validate": dist.all_reduce(torch.ones(2), group=group) # loss and tokens
-        elif not world.main: write_report(1.5 * wait)
-    except RuntimeError as e: error = str(e)
-    faulthandler.cancel_dump_traceback_later()
-    stack.seek(0)
-    return dict(seconds=time.perf_counter() - began, error=error, stack=stack.read())
-
-def write_report(seconds): # something that a rank does alone
-    time.sleep(seconds)
-
-
-def prepare_then_read(
-    world:World,
-    folder:str, # where rank 0 writes
-    right:bool, # with the barrier that makes the others wait
-) -> str:       # what this rank read, or could not
-    "Rank 0 prepares the data, everyone reads it"
-    path = Path(folder)/f"data_{right}.txt"
-    if world.main:
-        time.sleep(0.3) # tokenising
-        path.write_text("tokens")
-    if right: dist.barrier() # outside the if: all must come
-    try: return path.read_text()
-    except FileNotFoundError: return "FileNotFoundError"
-
-def validate_alone(
-    world:World,
-) -> list: # what this rank takes for the validation loss and for the gradient
-    "Rank 0 alone asks for a sum over ranks; rank 1's next collective answers it"
-    loss = torch.tensor([1.0 + world.rank])
-    gradient = torch.tensor([100.0])
-    if world.main: dist.all_reduce(loss)     # meant: add up the losses
-    dist.all_reduce(gradient)                # meant: add up the gradients
-    if not world.main: dist.all_reduce(loss) # rank 1 validates as well, but later
-    return [float(loss), float(gradient)]
-
+# --- ring_plan ---
 
 def ring_by_slices(rank, n):
     "Slice c starts at rank c, is whole n - 1 hops later, and goes round again"
@@ -423,127 +33,191 @@ def ring_by_slices(rank, n):
             at = to
     return [tuple(step) for step in steps]
 
-def halves(rank, n, give, give2, add2=False, steps=lambda n: n - 1):
-    "A mistaken ring: what is given at step s of either half; the one before it is taken"
-    first = [(give(rank, s) % n, (give(rank, s) - 1) % n, True) for s in range(steps(n))]
-    second = [(give2(rank, s) % n, (give2(rank, s) - 1) % n, add2) for s in range(steps(n))]
+def rings(
+    seed:int,
+) -> list: # of (rank, ranks)
+    "Ranks at both ends and in the middle, and a process that is alone"
+    r = np.random.default_rng(seed)
+    return [(int(r.integers(1, 4)), 4), (0, 3), (1, 2), (int(r.integers(1, 5)), 5), (4, 5), (0, 1)]
+
+def halves(rank, n, give, give2, take=-1, add2=False, steps=lambda n: n - 1):
+    "A mistaken ring: what is given at step s of either round, and which slice is taken beside it"
+    first = [(give(rank, s) % n, (give(rank, s) + take) % n, True) for s in range(steps(n))]
+    second = [(give2(rank, s) % n, (give2(rank, s) + take) % n, add2) for s in range(steps(n))]
     return first + second
 
 down, again = lambda r, s: r - s, lambda r, s: r + 1 - s
 register(Exercise(
-    "distributed.ring_plan", "18", "What a rank does in a ring all-reduce: 2 (n - 1) tuples (slice "
-    "that goes to the right, slice that comes from the left, whether it is added).",
-    inputs=lambda seed: [((seed + 1) % 4, 4), (0, 3), (1, 2), (2 + seed % 3, 5)],
-    oracle=ring_by_slices, package="gpt2_course.exercises.distributed:ring_plan",
+    "distributed.ring_plan", "18", "What a rank does in a ring all-reduce: a list of 2 (n - 1) "
+    "tuples (slice sent to the right, slice received from the left, whether it is added). At step "
+    "0, rank r sends slice r.",
+    inputs=rings, oracle=ring_by_slices, package="gpt2_course.exercises.distributed:ring_plan",
     wrongs=(
         Wrong("the second round begins with the slice of one's own number",
               lambda r, n: halves(r, n, down, down),
-              "After the first round rank r has the whole sum of slice r + 1; its slice r is an "
-              "unfinished sum, and that is what all would get."),
+              "After the first round, rank r holds the complete sum of slice r + 1. Its slice r is "
+              "still unfinished, and this unfinished sum is what every rank would get."),
         Wrong("the second round adds as well", lambda r, n: halves(r, n, down, again, add2=True),
-              "The sums are whole by then. Added again, every rank ends with another number."),
+              "The sums are complete by then. If they are added again, the ranks end with "
+              "different numbers."),
         Wrong("each round has n steps",
               lambda r, n: halves(r, n, down, again, steps=lambda n: n),
-              "A slice has n - 1 neighbours to visit: at the n-th step its sum comes home and its "
+              "A slice has n - 1 neighbours to visit. At the n-th step its sum comes home, and its "
               "own part is counted twice."),
         Wrong("the slices are counted upwards",
               lambda r, n: halves(r, n, lambda r, s: r + s, lambda r, s: r + 1 + s),
-              "What was taken at one step must be given at the next; here each step gives a slice "
-              "that has not met anyone yet.")),
+              "What was received at one step must be sent at the next. Here each step sends a "
+              "slice that has not met any other rank yet."),
+        Wrong("the second round is missing",
+              lambda r, n: halves(r, n, down, again)[:n - 1],
+              "After n - 1 steps each rank has the complete sum of a single slice, and unfinished "
+              "sums of all the others. The complete ones must travel round the ring as well."),
+        Wrong("the slice received is the one that the right neighbour sends",
+              lambda r, n: halves(r, n, down, again, take=1),
+              "Data flows to the right, so what arrives is what the left neighbour, rank r - 1, "
+              "sends at this step: at step 0 its slice r - 1."),
+        Wrong("every rank follows the plan of rank 0", lambda r, n: ring_plan(0, n),
+              "If all ranks send the same slice at the same step, only one slice is on its way "
+              "at a time, and what a rank receives is not the slice that it adds.")),
     hints=("At step 0 rank r gives slice r. What it gives at step 1 is what it took at step 0.",
            "The slice taken is the one before the slice given: (r - s - 1) % n in the first round.",
            "Second round, at step s: give (r + 1 - s) % n, take (r - s) % n, do not add.")))
 
 
+# --- average_gradient ---
+
 def average_gradient(
     grads,  # of each rank: the gradient of the mean loss over its own tokens, all of one shape
     counts, # of each rank: how many tokens that was; 0 is possible
 ):          # the gradient of the mean loss over all tokens
-    "Weigh every rank by its tokens"
+    "Weight every rank by its number of tokens"
     total = sum(counts)
     return sum(g * (n / total) for g, n in zip(grads, counts))
-
 
 def gradients_and_counts(
     seed:int,
 ) -> list: # of (gradients by rank, tokens by rank)
-    "Two to four ranks; one of them may have nothing but padding, with a gradient of zeros"
+    "One to four ranks; one of them may have nothing but padding, with a gradient of zeros"
     g = torch.Generator().manual_seed(seed)
-    def case(counts):
-        grads = [torch.randn(2, 3, generator=g) * (n > 0) for n in counts]
-        return grads, counts
-    return [case([3, 1]), case([5, 0, 2]), case([4, 4, 7, 1 + seed])]
+    last = int(torch.randint(1, 9, (1,), generator=g))
+    def case(counts, shape=(2, 3), scale=1.0):
+        return [scale * torch.randn(shape, generator=g) * (n > 0) for n in counts], counts
+    equal = [torch.full((1, 4), x) for x in (1000.0, -1000.0)], [3, 2]
+    return [case([3, 1]), case([5, 0, 2], (2, 2, 3)), case([4, 4, 7, last]), case([1000, 3], (4,)),
+            case([2, 5], (1, 3), 1000.0), equal, case([6])]
 
 def per_token(grads, counts):
     "A list with one row for each token, then NumPy's mean, in float64"
     rows = [g.double().numpy() for g, n in zip(grads, counts) for _ in range(n)]
     return torch.from_numpy(np.mean(rows, axis=0)).float()
 
-def weighed(weight):
+def weighted(weight):
     "Gradients under some other weights"
     return lambda grads, counts: sum(g * weight(n, counts) for g, n in zip(grads, counts))
 
 register(Exercise(
     "distributed.average_gradient", "18", "The gradient of the mean loss over all tokens, from "
     "each rank's gradient of its own mean loss and its number of tokens.",
-    inputs=gradients_and_counts, oracle=per_token,
+    inputs=gradients_and_counts, oracle=per_token, rtol=1e-4, atol=1e-3,
     package="gpt2_course.exercises.distributed:average_gradient",
     wrongs=(
-        Wrong("every rank weighs the same", weighed(lambda n, c: 1 / len(c)),
-              "It is what DDP does. A rank with one token then has as much say as one with "
-              "thousands: the result depends on how rows were dealt out."),
-        Wrong("the gradients are added and not divided", weighed(lambda n, c: 1.0),
+        Wrong("every rank has the same weight", weighted(lambda n, c: 1 / len(c)),
+              "This is what DDP does. A rank with one token then has as much say as one with "
+              "thousands: the result depends on how the rows were dealt out."),
+        Wrong("the gradients are added and not divided", weighted(lambda n, c: 1.0),
               "The gradient grows with the number of processes, and so does the step, unless "
               "clipping or Adam hides it."),
-        Wrong("the weighted sum is divided by the ranks", weighed(lambda n, c: n / len(c)),
-              "Weights of a mean add up to 1; these add up to the mean number of tokens."),
-        Wrong("ranks without tokens are left out, the others weigh the same",
-              weighed(lambda n, c: (n > 0) / sum(k > 0 for k in c)),
-              "That mends the rank of padding alone; the other shares are still unequal.")),
+        Wrong("the weighted sum is divided by the number of ranks", weighted(lambda n, c: n/len(c)),
+              "The weights of a mean add up to 1; these add up to the mean number of tokens."),
+        Wrong("the weighted sum is not divided", weighted(lambda n, c: n),
+              "That is the gradient of the summed loss. It grows with the batch, and with it the "
+              "step."),
+        Wrong("ranks without tokens are left out, and the others have equal weights",
+              weighted(lambda n, c: (n > 0) / sum(k > 0 for k in c)),
+              "That helps with a rank that holds nothing but padding; the other weights are still "
+              "wrong."),
+        Wrong("a rank without tokens counts as one token",
+              weighted(lambda n, c: max(n, 1) / sum(max(k, 1) for k in c)),
+              "Its gradient of zeros then pulls the mean towards zero. Only the total has to be "
+              "above 0, not each count."),
+        Wrong("the gradients are divided by all tokens, as if they were sums",
+              weighted(lambda n, c: 1 / sum(c)),
+              "Each rank has already divided by its own tokens. Multiply by its count first; "
+              "otherwise the gradient is divided twice and is far too small."),
+        Wrong("the weights are computed with integer division",
+              weighted(lambda n, c: n // sum(c)),
+              "5 // 7 is 0: unless one rank has all the tokens, every weight is 0 and nothing is "
+              "learned.")),
     hints=("Undo each mean first: a rank's gradient times its count is a sum over its tokens.",
-           "Add the sums, then divide by the tokens of all ranks.",
-           "sum(g * n for ...) / sum(counts)")))
+           "Add the sums, then divide by the number of tokens of all ranks.",
+           "sum(g * n for g, n in zip(grads, counts)) / sum(counts)"),
+    excused={"gradient": "gradients are averaged after the backward pass: nothing is "
+                         "differentiated through the average"}))
 
+
+# --- sync_schedule ---
 
 def sync_schedule(
-    micro:int, # micro-batches a step
+    micro:int, # micro-batches per step
     steps:int,
 ) -> list:     # steps x micro bools: whether the gradients of this micro-batch are exchanged
     "The last micro-batch of every step"
     return [i == micro - 1 for _ in range(steps) for i in range(micro)]
 
-
 def by_counting(micro, steps):
     "Count micro-batches through the run; a step is full when the count divides"
     return [done % micro == 0 for done in range(1, steps * micro + 1)]
 
+def schedules(
+    seed:int,
+) -> list: # of (micro-batches per step, steps)
+    "With and without accumulation, a run of a single step"
+    r = np.random.default_rng(seed)
+    return [(4, 3), (1, 2), (int(r.integers(2, 5)), 5), (3, 2), (3, 1)]
+
 register(Exercise(
-    "distributed.sync_schedule", "18", "For each of steps x micro forward passes, whether its "
-    "gradients are exchanged: a list of bools.",
-    inputs=lambda seed: [(4, 3), (1, 2), (2 + seed % 3, 4), (3, 2)], oracle=by_counting,
+    "distributed.sync_schedule", "18", "For each of the steps x micro forward passes, in order, "
+    "whether its gradients are exchanged: one list of bools.",
+    inputs=schedules, oracle=by_counting,
     package="gpt2_course.exercises.distributed:sync_schedule",
     wrongs=(
         Wrong("every micro-batch is exchanged", lambda m, n: [True] * (m * n),
-              "Right numbers, but micro times the traffic: the reason why no_sync exists."),
-        Wrong("the first micro-batch is exchanged",
+              "The numbers are right, but the traffic is micro times as high: no_sync exists to "
+              "avoid exactly this."),
+        Wrong("the first micro-batch of each step is exchanged",
               lambda m, n: [i == 0 for _ in range(n) for i in range(m)],
-              "What a flag set after the forward pass amounts to: the others' gradients stay "
-              "local, and the replicas drift apart."),
+              "A flag set after the forward pass has this effect: the gradients of the later "
+              "micro-batches stay local, and the replicas drift apart."),
         Wrong("only the last micro-batch of the run is exchanged",
               lambda m, n: [i == m * n - 1 for i in range(m * n)],
-              "The counter must begin anew with each step; else nearly all steps are local."),
+              "The counter must begin anew with each step; otherwise nearly every step is taken "
+              "along a local gradient."),
         Wrong("the counter is off by one",
               lambda m, n: [i == m for _ in range(n) for i in range(m)],
-              "i counts from 0, so it never equals micro: nobody ever exchanges anything.")),
-    hints=("With one micro-batch a step, every one is exchanged.",
+              "i counts from 0, so it never equals micro: nothing is ever exchanged."),
+        Wrong("the bools are the wrong way round",
+              lambda m, n: [i != m - 1 for _ in range(n) for i in range(m)],
+              "These are the micro-batches that belong under no_sync. The question is which ones "
+              "exchange their gradients."),
+        Wrong("micro-batches and steps have changed places",
+              lambda m, n: [i == n - 1 for _ in range(m) for i in range(n)],
+              "A step has micro micro-batches, and there are steps of them: the inner loop is "
+              "the one over micro-batches."),
+        Wrong("there is a list for each step",
+              lambda m, n: [[i == m - 1 for i in range(m)] for _ in range(n)],
+              "The content is right; asked for is one flat list over all forward passes, in the "
+              "order in which they are made.")),
+    hints=("With one micro-batch per step, every one is exchanged.",
            "Gradients add up locally; one exchange of the sum is enough. When is it complete?",
            "i == micro - 1, for i from 0 in every step")))
 
 
+# --- buckets ---
+
 def buckets(
-    sizes, # bytes of each parameter, first layer first
-    cap:int, # a bucket that holds so many bytes or more is sent off
-) -> list: # of buckets: lists of parameter numbers, in the order in which gradients arrive
+    sizes,   # bytes of each parameter, first layer first
+    cap:int, # a bucket that holds this many bytes or more is sent
+) -> list:   # of buckets: lists of parameter numbers, in the order in which gradients arrive
     "Backward runs from the last parameter to the first: fill, send, begin the next"
     out, load = [[]], 0
     for i in reversed(range(len(sizes))):
@@ -552,12 +226,20 @@ def buckets(
         if load >= cap: out, load = out + [[]], 0
     return out if out[-1] else out[:-1]
 
-
 def torch_buckets(sizes, cap):
     "PyTorch's own, given the parameters in the order of arrival"
     arriving = [torch.empty(n, dtype=torch.uint8) for n in reversed(sizes)]
     found, _ = dist._compute_bucket_assignment_by_size(arriving, [cap])
     return [[len(sizes) - 1 - i for i in bucket] for bucket in found]
+
+def parameter_sizes(
+    seed:int,
+) -> list: # of (bytes of each parameter, cap)
+    "Buckets that are full to the byte, at the end too; a tensor above cap; a single bucket"
+    r = np.random.default_rng(seed)
+    some = lambda n: r.integers(1, 13, n).tolist()
+    return [([*some(5), 9, 1], 10), ([3, 7, 7, 7, 2], 8), ([1, 2, 3, 4, 5], 6), ([2, 25, 3, 1], 8),
+            ([1, 1, 1], 100), (some(8), 12)]
 
 def forwards(sizes, cap): # mistaken: the order of the forward pass
     n = len(sizes)
@@ -571,24 +253,155 @@ def never_over(sizes, cap): # mistaken: a bucket is sent before it would overflo
         load += sizes[i]
     return out
 
+def never_emptied(sizes, cap): # mistaken: the load goes on counting
+    out, load = [[]], 0
+    for i in reversed(range(len(sizes))):
+        out[-1].append(i)
+        load += sizes[i]
+        if load >= cap: out = out + [[]]
+    return out if out[-1] else out[:-1]
+
+def empty_at_the_end(sizes, cap): # mistaken: a bucket is begun although nothing is left
+    out = buckets(sizes, cap)
+    return out + [[]] if sum(sizes[i] for i in out[-1]) >= cap else out
+
 register(Exercise(
-    "distributed.buckets", "18", "Parameters by bucket, in the order in which their gradients "
-    "arrive; a bucket is full when it holds cap bytes or more.",
-    inputs=lambda seed: [([4, 6, 3, 5, 2 + seed % 3, 9, 1], 10), ([3, 7, 7, 7, 2], 8),
-                         ([1, 2, 3, 4, 5], 6)],
-    oracle=torch_buckets, package="gpt2_course.exercises.distributed:buckets",
+    "distributed.buckets", "18", "Parameter numbers by bucket, in the order in which their "
+    "gradients arrive; a bucket is full when it holds cap bytes or more.",
+    inputs=parameter_sizes, oracle=torch_buckets,
+    package="gpt2_course.exercises.distributed:buckets",
     wrongs=(
         Wrong("the buckets are filled in the order of the forward pass", forwards,
-              "The first layer's gradient comes last: no bucket is full before backward ends, and "
-              "nothing overlaps."),
+              "The first layer's gradient comes last: no bucket is full before the backward pass "
+              "ends, and nothing overlaps."),
         Wrong("a bucket is sent before it would overflow", never_over,
-              "cap is no upper limit: a tensor larger than a bucket must travel too. DDP sends "
-              "when a bucket has reached cap."),
+              "cap is no upper limit: a tensor larger than a bucket must travel too. DDP sends a "
+              "bucket when it has reached cap."),
         Wrong("the last bucket is forgotten when it is not full",
               lambda sizes, cap: [b for b in buckets(sizes, cap)
                                   if sum(sizes[i] for i in b) >= cap],
               "The first layers' gradients are never averaged: the embeddings drift apart while "
-              "the blocks stay equal.")),
+              "the blocks stay equal."),
+        Wrong("a bucket that holds exactly cap bytes is not sent",
+              lambda sizes, cap: buckets(sizes, cap + 1),
+              "It is full at cap bytes or more: >= and not >. Here it waits for one more "
+              "gradient, and all later buckets are shifted."),
+        Wrong("the load is not set back to 0", never_emptied,
+              "After the first full bucket the load is above cap for good, so every later "
+              "parameter travels in a bucket of its own."),
+        Wrong("an empty bucket is left at the end", empty_at_the_end,
+              "When the last gradient fills its bucket, nothing is left to send, and a new bucket "
+              "must not be begun."),
+        Wrong("the numbers within a bucket are sorted",
+              lambda sizes, cap: [sorted(b) for b in buckets(sizes, cap)],
+              "Gradients arrive from the last parameter to the first, and the order within a "
+              "bucket is the order of arrival.")),
     hints=("Which gradient is ready first in a backward pass?",
            "Append the parameter, add its bytes; if they reach cap, begin a new bucket.",
            "At the end send what is left, but no empty bucket.")))
+
+
+# --- the open challenge: fewer bytes ---
+
+RANKS, ERROR, PATIENCE = 4, 0.01, 5.0 # simulated ranks, relative error allowed, seconds
+
+class Mail:
+    "What a simulated rank has for a network: tensors go out and come in, and their bytes count"
+    def __init__(self, rank, boxes): self.rank, self.boxes, self.sent = rank, boxes, 0
+
+    def send(self, t, to): # returns at once
+        if not isinstance(t, torch.Tensor) or t.layout != torch.strided:
+            raise ValueError("mail.send takes a dense tensor, whose bytes can be counted: pack "
+                             "whatever you send into one")
+        if to == self.rank or to not in range(RANKS):
+            raise ValueError(f"rank {self.rank} sends to rank {to!r}: there are 0 to {RANKS - 1}")
+        self.sent += t.numel() * t.element_size()
+        self.boxes[self.rank, to].put(t.detach().clone())
+
+    def receive(self, source): # waits for the next tensor from there
+        if source == self.rank or source not in range(RANKS):
+            raise ValueError(f"rank {self.rank} waits for rank {source!r}: there are 0 to "
+                             f"{RANKS - 1}")
+        try: return self.boxes[source, self.rank].get(timeout=PATIENCE)
+        except queue.Empty:
+            raise TimeoutError(f"rank {self.rank} waits for rank {source}, which sends nothing "
+                               "more") from None
+
+def gradients_on_macbeth() -> list: # of lists: each rank's gradient, a vector
+    "Of a small GPT: at its first step, and after thirty"
+    model, ids = material(0)
+    optimizer = adamw(model, 1e-2, 0.1, (0.9, 0.95), "cpu")
+    hamlet = packaged("shakespeare/hamlet.txt").read_text(encoding="utf-8")
+    text = packaged("shakespeare/macbeth.txt").read_text(encoding="utf-8")
+    macbeth = np.array(CharTokenizer(hamlet).encode("".join(c for c in text if c in hamlet)),
+                       np.uint16)
+    seen = TokenLoader([ids], 8, 32)
+    readers = [TokenLoader([macbeth], 8, 32, rank=r, world=RANKS) for r in range(RANKS)]
+    def gradient(x, y):
+        optimizer.zero_grad()
+        model(x, y).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+    out = []
+    for steps in (0, 30):
+        for _ in range(steps):
+            gradient(*seen.next())
+            optimizer.step()
+        out.append([gradient(*reader.next()) for reader in readers])
+    return out
+
+def together(fn, gradients, seconds):
+    "Run fn(gradient, rank, ranks, mail) for all ranks in threads: results and bytes by rank"
+    boxes = {(a, b): queue.SimpleQueue() for a in range(RANKS) for b in range(RANKS)}
+    mails, found, errors = [Mail(r, boxes) for r in range(RANKS)], {}, []
+    def rank(r):
+        try: found[r] = fn(gradients[r].clone(), r, RANKS, mails[r])
+        except BaseException as e: errors.append(e)
+    threads = [threading.Thread(target=rank, args=(r,), daemon=True) for r in range(RANKS)]
+    for t in threads: t.start()
+    deadline = time.monotonic() + seconds
+    while any(t.is_alive() for t in threads) and time.monotonic() < deadline:
+        if any(not isinstance(e, TimeoutError) for e in errors): break
+        time.sleep(0.005)
+    for e in sorted(errors, key=lambda e: isinstance(e, TimeoutError)): raise e
+    if len(found) < RANKS: raise ValueError(f"not all ranks are done after {seconds:g} seconds")
+    return [found[r] for r in range(RANKS)], [m.sent for m in mails]
+
+def bytes_per_byte(
+    fn,            # function (gradient, rank, ranks, mail) -> sum over ranks
+    seconds:float,
+) -> float:        # bytes that the busiest rank sends, per byte of gradient
+    "Real gradients, simulated ranks"
+    sent = total = 0
+    for gradients in gradients_on_macbeth():
+        results, bytes_sent = together(fn, gradients, seconds / 2)
+        truth = torch.stack(gradients).double().sum(0)
+        for r, t in enumerate(results):
+            if not isinstance(t, torch.Tensor) or t.shape != truth.shape:
+                what = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
+                raise ValueError(f"rank {r} returns {what}: a tensor like its gradient, of shape "
+                                 f"{tuple(truth.shape)}, is wanted")
+            if not torch.equal(t, results[0]):
+                raise ValueError(f"rank {r} ends with other numbers than rank 0: replicas must "
+                                 "stay equal to the last bit")
+        error = float((results[0].double() - truth).norm() / truth.norm())
+        if not error <= ERROR:
+            raise ValueError(f"the sum is off by {error:.2%} of its norm; {ERROR:.0%} is allowed")
+        sent, total = sent + max(bytes_sent), total + gradients[0].nbytes
+    return sent / total
+
+def sixteen_bit_ring(g, rank, n, mail):
+    "The ring of this chapter: sums in float32, everything that travels in bfloat16"
+    slices = list(g.tensor_split(n))
+    for give, take, add in ring_plan(rank, n):
+        mail.send(slices[give].bfloat16(), (rank + 1) % n)
+        got = mail.receive((rank - 1) % n).float()
+        slices[take] = slices[take] + got if add else got
+    return torch.cat(slices).bfloat16().float() # a rank's own slice is rounded like all others
+
+set_challenge(Challenge(
+    "distributed.bytes", "18", "An all-reduce with few bytes: fn(g, rank, n, mail) returns the sum "
+    "of all ranks' g to within 1% of its norm, the same bits in every rank; mail.send(tensor, to) "
+    "and mail.receive(source) are all it has.",
+    score=bytes_per_byte, plain=sixteen_bit_ring, to_beat=0.75,
+    unit="bytes sent by the busiest rank, per byte of gradient",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

@@ -1,6 +1,8 @@
 """The catalogue of the scaling chapter: tokens for a budget, Huber's loss, and the best size in
 closed form, with oracles that search instead of solving."""
 
+import math
+
 import numpy as np
 
 from ..check import Exercise, Wrong, register
@@ -10,13 +12,13 @@ def tokens_for(
     flops:float, # of the whole training
     N:float,     # parameters
 ) -> float:      # tokens
-    "Tokens that a budget buys: 6 FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)"
+    "Tokens that a budget buys: 6 FLOPs per parameter and token (Kaplan et al. 2020, section 2.1)"
     return flops / (6 * N)
 
 def tokens_inputs(seed):
-    "GPT-2 on ten billion tokens, and two odd ones"
+    "GPT-2 on ten billion tokens, and two odd ones; so many tokens that rounding changes nothing"
     rng = np.random.default_rng(seed)
-    return [(6 * 124e6 * 1e10, 124e6), (float(rng.uniform(1e9, 1e12)), 57344.0), (3e15, 1.3e6)]
+    return [(6 * 124e6 * 1e10, 124e6), (float(rng.uniform(1e11, 1e13)), 57344.0), (3e15, 1.3e6)]
 
 def tokens_counted(flops, N):
     "Two FLOPs forwards, four backwards, for each parameter"
@@ -29,30 +31,46 @@ register(Exercise(
     package="gpt2_course.exercises.scaling:tokens_for",
     wrongs=(
         Wrong("only the forward pass is paid", lambda flops, N: flops / (2 * N),
-              "2 N FLOPs a token is generation. Training goes back as well, which costs twice as "
+              "2 N FLOPs per token is generation. Training goes back as well, which costs twice as "
               "much again."),
+        Wrong("only the backward pass is paid", lambda flops, N: flops / (4 * N),
+              "Before a gradient there is a forward pass: 2 N more for each token."),
         Wrong("a multiplication with its addition counts once", lambda flops, N: flops / (3 * N),
               "FLOPs count the multiplication and the addition: two for a parameter, forwards."),
+        Wrong("the forward pass is computed twice", lambda flops, N: flops / (8 * N),
+              "That is training with activation checkpointing, which repeats the forward pass to "
+              "save memory. The usual law counts the arithmetic that is needed: 6 N."),
+        Wrong("the six is left out", lambda flops, N: flops / N,
+              "A parameter takes part in three multiplications and three additions for each token, "
+              "not in one operation."),
         Wrong("the parameters are left out", lambda flops, N: flops / 6,
               "Each token passes through every parameter."),
+        Wrong("the fraction is upside down", lambda flops, N: 6 * N / flops,
+              "That is the share of the budget that a single token uses. Its inverse is the number "
+              "of tokens."),
     ),
     hints=("C = 6 N D.", "Solve it for D.", "flops / (6 * N)")))
 
 
 def huber_inputs(seed):
-    "Small and large errors of both signs, and exactly delta"
+    "Small and large errors of both signs, exactly delta, a thousand, equal ones, three dimensions"
     rng = np.random.default_rng(seed)
-    return [(rng.normal(size=8), 0.5), (np.array([-2.0, -0.1, 0.0, 0.1, 0.25, 3.0]), 0.25),
-            (rng.normal(size=(2, 3)) * 10, 1.0)]
+    return [(rng.normal(size=8), 0.5), (np.array([-2.0, -0.1, 0.0, 0.1, 0.25, -0.25, 3.0]), 0.25),
+            (rng.normal(size=(2, 3)) * 10, 1.0), (np.array([[-1500.0, 1000.0], [0.5, 2.5]]), 2.0),
+            (rng.normal(size=(2, 1, 3)) * 3, 1.5), (np.full((1, 4), -0.75), 0.5)]
 
 def huber_slope(r, delta):
-    "The integral of a slope that is cut at delta"
-    r, fine = np.abs(r), 20001
+    "The integral of a slope that is cut at delta, in two pieces"
     out = np.empty(r.shape)
-    for i, x in np.ndenumerate(r):
-        t = np.linspace(0, x, fine)
-        out[i] = np.trapezoid(np.minimum(t, delta), t)
+    for i, x in np.ndenumerate(np.abs(r)):
+        pieces = (np.linspace(0, min(x, delta), 101), np.linspace(min(x, delta), x, 101))
+        out[i] = sum(np.trapezoid(np.minimum(t, delta), t) for t in pieces)
     return out
+
+def bent(r, delta, inner=lambda a, d: a**2 / 2, outer=lambda a, d: d * (a - d / 2)):
+    "Huber's loss with exchangeable mistakes"
+    a = np.abs(r)
+    return np.where(a <= delta, inner(a, delta), outer(a, delta))
 
 register(Exercise(
     "scaling.huber", "24", "Huber's loss of an array of errors: r²/2 up to delta, beyond it a "
@@ -61,15 +79,45 @@ register(Exercise(
     wrongs=(
         Wrong("the square is never cut", lambda r, delta: r**2 / 2,
               "Beyond delta an error must pull with a constant force, or one odd run decides."),
+        Wrong("it is |r| everywhere, times delta", lambda r, delta: delta * np.abs(r),
+              "Near zero the loss is a parabola. An absolute value has a kink there, and its pull "
+              "does not fade as the error does."),
         Wrong("the line does not meet the parabola",
-              lambda r, delta: np.where(np.abs(r) <= delta, r**2 / 2, delta * np.abs(r)),
+              lambda r, delta: bent(r, delta, outer=lambda a, d: d * a),
               "At delta the parabola is delta²/2; your line is there delta²: subtract the half."),
+        Wrong("a whole delta is subtracted instead of a half",
+              lambda r, delta: bent(r, delta, outer=lambda a, d: d * (a - d)),
+              "At delta your line is 0 and the parabola delta²/2: the loss jumps down just where "
+              "errors become large."),
+        Wrong("the loss is level beyond delta",
+              lambda r, delta: bent(r, delta, outer=lambda a, d: a * 0 + d**2 / 2),
+              "A level loss has no slope: a run that is far off would not pull at all, and many "
+              "false fits would look equally good."),
+        Wrong("the slope of the line is 1",
+              lambda r, delta: bent(r, delta, outer=lambda a, d: a - d + d**2 / 2),
+              "The line continues the parabola, whose slope at delta is delta."),
+        Wrong("the parabola is r², without the half",
+              lambda r, delta: bent(r, delta, inner=lambda a, d: a**2),
+              "The slope at delta is then 2 delta on one side and delta on the other: a kink."),
+        Wrong("everything is twice as large",
+              lambda r, delta: 2 * bent(r, delta),
+              "Some texts define it so. Here the parabola is r²/2, whose slope is r itself."),
+        Wrong("everything is divided by delta", lambda r, delta: bent(r, delta) / delta,
+              "That is PyTorch's smooth_l1_loss with beta = delta. huber_loss is the one with "
+              "r²/2."),
+        Wrong("the corner is rounded: pseudo-Huber",
+              lambda r, delta: delta**2 * (np.sqrt(1 + (r / delta)**2) - 1),
+              "A smooth relative with the same limits. Huber's own is exactly r²/2 up to delta."),
         Wrong("negative errors count negative", lambda r, delta: np.where(
             r <= delta, np.sign(r) * r**2 / 2, delta * (r - delta / 2)),
               "Take the absolute value first: too low is as wrong as too high."),
-        Wrong("the slope of the line is 1", lambda r, delta: np.where(
-            np.abs(r) <= delta, r**2 / 2, np.abs(r) - delta + delta**2 / 2),
-              "The line continues the parabola, whose slope at delta is delta."),
+        Wrong("large negative errors stay squared", lambda r, delta: np.where(
+            r <= delta, r**2 / 2, delta * (r - delta / 2)),
+              "A negative error is always below delta. Compare its absolute value."),
+        Wrong("the two cases are exchanged", lambda r, delta: np.where(
+            np.abs(r) > delta, r**2 / 2, delta * (np.abs(r) - delta / 2)),
+              "The parabola is for small errors, the line for large ones; and the line is negative "
+              "near zero."),
     ),
     hints=("np.abs first, np.where for the two cases.", "The line's slope is delta.",
            "delta * (|r| - delta / 2)")))
@@ -93,13 +141,12 @@ def optimal_search(theta, flops):
     N = float(np.exp((low + high) / 2))
     return N, flops / 6 / N
 
-def turned(theta, flops, swap=False, both=False, six=True):
+def closed(theta, flops, ratio=lambda A, B, a, b: a * A / (b * B), both=False, six=6,
+           root=lambda a, b: 1 / (a + b)):
     "The closed form with exchangeable mistakes"
     e, A, B, alpha, beta = theta
-    if swap: A, B = B, A
-    k = flops / 6 if six else flops
-    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-    N = G * k ** ((alpha if both else beta) / (alpha + beta))
+    k, power = flops / six, (alpha if both else beta) / (alpha + beta)
+    N = ratio(A, B, alpha, beta) ** root(alpha, beta) * k**power
     return N, k / N
 
 register(Exercise(
@@ -107,17 +154,36 @@ register(Exercise(
     "6 N D = flops.", inputs=optimal_inputs, oracle=optimal_search,
     package="gpt2_course.scaling:optimal", rtol=1e-3,
     wrongs=(
-        Wrong("the exponents of N and D are exchanged", lambda t, f: turned(t, f, both=True),
-              "N grows with k to the power beta/(alpha + beta): if more text helps much (a large "
-              "beta), a given D has soon done its work, and the rest goes into size."),
-        Wrong("A and B are exchanged", lambda t, f: turned(t, f, swap=True),
+        Wrong("the exponents of N and D are exchanged", lambda t, f: closed(t, f, both=True),
+              "N grows with k to the power beta/(alpha + beta): with a large beta the price of "
+              "short text falls quickly, and the rest of the budget is better spent on size."),
+        Wrong("A and B are exchanged",
+              lambda t, f: closed(t, f, lambda A, B, a, b: a * B / (b * A)),
               "A is the price of being small: a larger A asks for a larger N."),
-        Wrong("the six is forgotten", lambda t, f: turned(t, f, six=False),
+        Wrong("the ratio is upside down",
+              lambda t, f: closed(t, f, lambda A, B, a, b: b * B / (a * A)),
+              "Solve alpha A N^-alpha = beta B (N/k)^beta for N: alpha A stands above, so that a "
+              "larger A asks for a larger N."),
+        Wrong("the two terms are made equal, not their slopes",
+              lambda t, f: closed(t, f, lambda A, B, a, b: A / B),
+              "At the minimum what you gain by a little more N is what you lose by less D: slopes "
+              "balance. Differentiating brings down alpha and beta."),
+        Wrong("the root of the ratio is forgotten",
+              lambda t, f: closed(t, f, root=lambda a, b: 1),
+              "N^(alpha + beta) stands on one side: take the root of the whole other side, of the "
+              "ratio as well as of k^beta."),
+        Wrong("the six is forgotten", lambda t, f: closed(t, f, six=1),
               "N times D is flops / 6."),
+        Wrong("the six is forgotten in D", lambda t, f: (closed(t, f)[0], f / closed(t, f)[0]),
+              "N times D is flops / 6: your pair costs six times the budget."),
         Wrong("size and tokens are equal", lambda t, f: ((f / 6) ** 0.5, (f / 6) ** 0.5),
               "That is the answer only if both terms are alike. Differentiate along the "
               "hyperbola."),
-        Wrong("tokens come first", lambda t, f: turned(t, f)[::-1],
+        Wrong("it is twenty tokens per parameter",
+              lambda t, f: (math.sqrt(f / 120), 20 * math.sqrt(f / 120)),
+              "That rule of thumb belongs to one law at one budget. Here the law is given: its "
+              "five numbers decide."),
+        Wrong("tokens come first", lambda t, f: closed(t, f)[::-1],
               "The answer is a pair: the size N first, then the tokens D."),
     ),
     hints=("Put D = k / N, with k = flops / 6, into the law.",

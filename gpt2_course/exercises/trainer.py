@@ -1,21 +1,28 @@
-"""The catalogue of chapter 20 with its reference answers, and the program that measures what a
-process holds when the model is cut into slices."""
+"""The catalogue of chapter 20 with its reference answers, the program that measures what a process
+holds when the model is cut into slices, and the challenge of the best recipe."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig
+from ..config import GPTConfig, OptimConfig, from_dict, packaged
+from ..data import TokenLoader
 from ..distributed import World, slice_up
+from ..evals import validation_sum
 from ..model import GPT
-from ..optim import adamw
+from ..optim import adamw, cosine_lr, muon, wsd_lr
+from ..tokenizer import CharTokenizer
+from ..trainer import accumulate, split_batch, update
 
 
 def held(
     world:World,
     parallel:str, # ddp or fsdp
-) -> dict:        # bytes of weights, gradients, AdamW's memories; losses of three steps
+) -> dict:        # bytes of weights, gradients and AdamW's moments; losses of three steps
     "Train three steps and count what this process keeps between them"
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=32, vocab_size=512, n_layer=4, n_head=4, n_embd=128))
@@ -48,26 +55,56 @@ def deal(batch_tokens, T, world, micro_batch):
     while piles[0] > 0: piles[0], passes = piles[0] - size, passes + 1
     return size, passes
 
+def batches_of(
+    seed:int,
+) -> list: # of (batch_tokens, T, world, micro_batch)
+    "Several processes, one, a step of less than a micro-batch, of exactly one, of one row"
+    rng = np.random.default_rng(seed)
+    return [(2**17, 1024, 4, 8), (2**17, 1024, 1, 16), (4096, 128, 2, 64),
+            (128 * 6 * int(rng.integers(2, 6)), 64, 2, 3), (2**15, 64, 8, 64), (256, 256, 1, 4)]
+
+def small_steps(rows): # a split that counts each process's rows by `rows`
+    def fn(b, T, w, B):
+        n = rows(b, T, w)
+        B = max(1, min(B, n))
+        return B, n // B
+    return fn
+
+def rows_of(b, T, w): return b // (T * w)
+
 register(Exercise(
-    "trainer.split_batch", "20", "(rows of a micro-batch, micro-batches a step) in each process, "
-    "for a step of batch_tokens over all; what does not divide need not be handled.",
-    inputs=lambda seed: [(2**17, 1024, 4, 8), (2**17, 1024, 1, 16), (4096, 128, 2, 64),
-                         (128 * 6 * (2 + seed % 3), 64, 2, 3)],
-    oracle=deal, package="gpt2_course.trainer:split_batch",
+    "trainer.split_batch", "20", "(rows of a micro-batch, micro-batches per step) in each process, "
+    "for a step of batch_tokens over all processes; micro_batch is the largest number of rows that "
+    "a process computes at once. What does not divide need not be handled.",
+    inputs=batches_of, oracle=deal, package="gpt2_course.trainer:split_batch",
     wrongs=(
-        Wrong("the number of processes is forgotten",
-              lambda b, T, w, B: (min(B, b // T), b // (T * min(B, b // T))),
+        Wrong("the number of processes is forgotten", small_steps(lambda b, T, w: b // T),
               "Each process does the whole step: with eight GPUs the effective batch is eight "
               "times as large, at the price of all of them."),
-        Wrong("the step shrinks with the processes", lambda b, T, w, B: (B, 1),
+        Wrong("the micro-batches of all processes are counted",
+              lambda b, T, w, B: (min(B, rows_of(b, T, w)), b // (T * min(B, rows_of(b, T, w)))),
+              "The rows are shared among the processes, and so are the micro-batches: each does "
+              "`world` times too many."),
+        Wrong("a step is always a single micro-batch", lambda b, T, w, B: (B, 1),
               "One micro-batch in each process, whatever was asked for: on one GPU the step is a "
               "fraction of the recipe's, and the loss gets stuck."),
-        Wrong("rows are counted, not tokens",
-              lambda b, T, w, B: (min(B, b // w), b // (w * min(B, b // w))),
+        Wrong("all rows are computed at once", lambda b, T, w, B: (rows_of(b, T, w), 1),
+              "micro_batch is what fits into memory. A step of many rows runs out of it: take "
+              "several micro-batches."),
+        Wrong("the rows of a micro-batch are shared among the processes",
+              lambda b, T, w, B: (n := min(max(1, B // w), rows_of(b, T, w)),
+                                  rows_of(b, T, w) // n),
+              "micro_batch is what each process computes at once. Divided by their number, every "
+              "GPU is half empty and makes more passes."),
+        Wrong("rows are counted, not tokens", small_steps(lambda b, T, w: b // w),
               "batch_tokens counts tokens; a row has T of them. The step takes T times as long."),
         Wrong("a step smaller than a micro-batch is not handled",
               lambda b, T, w, B: (B, b // (T * w * B)),
-              "Zero micro-batches: a step that reads nothing, and 0/0 in the loss.")),
+              "Zero micro-batches: a step that reads nothing, and 0/0 in the loss."),
+        Wrong("the two numbers are exchanged",
+              lambda b, T, w, B: small_steps(rows_of)(b, T, w, B)[::-1],
+              "The rows come first. Exchanged, the step has the right number of tokens, but a "
+              "micro-batch may no longer fit into memory.")),
     hints=("A row in each process is T * world tokens.",
            "If the step has fewer rows than micro_batch for each process, take those.",
            "rows = batch_tokens // (T * world); B = min(micro_batch, rows); (B, rows // B)")))
@@ -76,13 +113,16 @@ register(Exercise(
 def padded_batches(
     seed:int,
 ) -> list: # of (list of (x, y), World()): -1 among the targets does not count
-    "Micro-batches with different numbers of real targets, one of them with none"
+    "Micro-batches with different numbers of real targets, one of them with none, one alone"
     g = torch.Generator().manual_seed(seed)
+    some = lambda low, high: int(torch.randint(low, high, (), generator=g))
     def pair(*lengths):
         y = torch.randint(50, (len(lengths), 8), generator=g)
+        y[0, 0] = 0 # an ordinary token
         return y.clone(), y.where(torch.arange(8) < torch.tensor(lengths)[:, None], -1)
     return [([pair(8, 3), pair(2)], World()), ([pair(5, 1), pair(0), pair(7)], World()),
-            ([pair(8, 8), pair(8, 4 + seed % 4), pair(1, 6, 2), pair(3)], World())]
+            ([pair(8, 8), pair(8, some(4, 8)), pair(1, 6, 2), pair(3)], World()),
+            ([pair(4, some(1, 8))], World())]
 
 def shares_numpy(batches, world):
     "Counts over their sum"
@@ -92,21 +132,43 @@ def shares_numpy(batches, world):
 def real(batches): # targets that count, of each micro-batch
     return torch.tensor([float((y != -1).sum()) for _, y in batches])
 
+def counted(rule): # weights from another count, divided by their sum
+    def fn(batches, world):
+        n = torch.tensor([float(rule(y)) for _, y in batches])
+        return n / n.sum()
+    return fn
+
 register(Exercise(
     "trainer.shares", "20", "Weights of the micro-batches' mean losses, (n,) floats, so that every "
     "token that counts (y is not -1) has the same weight in the step; world is one process.",
     inputs=padded_batches, oracle=shares_numpy, package="gpt2_course.trainer:shares",
+    excused={"ignore world": "the task is for one process: a larger world would need real ones"},
     wrongs=(
         Wrong("every micro-batch weighs the same",
               lambda b, w: torch.full((len(b),), 1 / len(b)),
               "Right for full rows only. Here two real tokens count as much as eleven."),
-        Wrong("padding is counted too",
-              lambda b, w: (n := torch.tensor([float(y.numel()) for _, y in b])) / n.sum(),
+        Wrong("padding is counted too", counted(lambda y: y.numel()),
               "A micro-batch of padding takes its share of the step and gives nothing."),
+        Wrong("token 0 is taken for padding", counted(lambda y: (y > 0).sum()),
+              "Ids count from 0: token 0 is an ordinary one, and only -1 is none. Ask for y >= 0."),
+        Wrong("the padding is counted instead of the tokens",
+              lambda b, w: (n := torch.tensor([float((y == -1).sum()) for _, y in b]))
+              / n.sum().clamp(min=1),
+              "The emptiest micro-batch then weighs most: the condition is the wrong way round."),
         Wrong("the weights are counts", lambda b, w: real(b),
               "They must add up to 1, or the gradient grows with the number of tokens."),
+        Wrong("each count is divided by the size of its own micro-batch",
+              lambda b, w: torch.tensor([float((y != -1).float().mean()) for _, y in b]),
+              "That says how full a micro-batch is, not what part of the step it holds; the "
+              "weights must add up to 1 over all micro-batches."),
         Wrong("the weights are relative to the largest", lambda b, w: real(b) / real(b).max(),
-              "The step is then too long by a factor that changes from step to step.")),
+              "The step is then too long by a factor that changes from step to step."),
+        Wrong("the weights average to 1", lambda b, w: len(b) * real(b) / real(b).sum(),
+              "The weighted losses are added, not averaged again: the gradient would be as many "
+              "times too long as there are micro-batches."),
+        Wrong("the counts go through a softmax", lambda b, w: real(b).softmax(0),
+              "Softmax makes e times more of each further token: the fullest micro-batch gets "
+              "nearly everything. Divide by the sum.")),
     hints=("A mean loss times its number of targets is a sum over tokens.",
            "(y >= 0).sum() counts the targets of a micro-batch.",
            "counts / counts.sum(), as floats")))
@@ -120,6 +182,14 @@ def validated(
     return [s for s in range(steps + 1) if s % every == 0 or s == steps]
 
 
+def schedules(
+    seed:int,
+) -> list: # of (every, steps)
+    "An end that is a multiple, one that is none, a run shorter than `every`, one of a single step"
+    rng = np.random.default_rng(seed)
+    return [(20, 60), (25, int(rng.integers(61, 75))), (100, int(rng.integers(20, 40))), (7, 20),
+            (10, 10), (5, 1)]
+
 def by_walking(every, steps):
     "Walk in strides; the goal is a stop of its own"
     stops, at = [], 0
@@ -129,12 +199,22 @@ def by_walking(every, steps):
 register(Exercise(
     "trainer.validated", "20", "After how many finished steps the model is validated: 0, the "
     "multiples of every, and the last one; ascending, each once.",
-    inputs=lambda seed: [(20, 60), (25, 60 + seed), (100, 30), (7, 20)],
-    oracle=by_walking, package="gpt2_course.exercises.trainer:validated",
+    inputs=schedules, oracle=by_walking, package="gpt2_course.exercises.trainer:validated",
     wrongs=(
         Wrong("the last step is missing unless it is a multiple",
               lambda e, n: list(range(0, n + 1, e)),
               "The number that everyone asks for, the loss at the end, was never computed."),
+        Wrong("the last step is missing even where it is a multiple",
+              lambda e, n: list(range(0, n, e)),
+              "range stops before its end: after the last step, finished step `steps`, nothing is "
+              "validated."),
+        Wrong("a last step that is a multiple is listed twice",
+              lambda e, n: [*range(0, n + 1, e), n],
+              "The model is validated twice at the end, and the log has two rows for one step."),
+        Wrong("the last step is taken for steps - 1",
+              lambda e, n: [s for s in range(n) if s % e == 0 or s == n - 1],
+              "Finished steps are counted from 0 to `steps`. This validates before the last step, "
+              "and not after it."),
         Wrong("the untrained model is not validated",
               lambda e, n: [s for s in by_walking(e, n) if s],
               "ln V at step 0 is the cheapest test of all; a wrong initialisation goes unseen."),
@@ -142,6 +222,10 @@ register(Exercise(
               lambda e, n: [s + 1 for s in range(n) if s % e == 0 or s == n - 1],
               "It validates after 1, every + 1 … finished steps: the axis is off by one, and a "
               "checkpoint of step 250 carries the loss of step 251."),
+        Wrong("only the beginning and the end are validated", lambda e, n: [0, n],
+              "`and` in place of `or`, or a forgotten condition: the curve has two points."),
+        Wrong("every step is validated", lambda e, n: list(range(n + 1)),
+              "A validation costs as much as many steps: most of the run would be spent on it."),
         Wrong("the condition can never hold",
               lambda e, n: [s for s in range(n + 1) if s % e == e],
               "A remainder is smaller than its divisor. A well-known script had this line, and "
@@ -157,10 +241,21 @@ def mfu(
     n_layer:int, T:int, C:int, # of the model
     peak:float,         # FLOP/s that one device can do
     world:int,          # devices
-) -> float:             # share of the devices' peak, 0 to 1
+) -> float:             # fraction of the devices' peak, 0 to 1
     "6 N + 12 L T C FLOPs for each token (PaLM, appendix B), against what the devices could do"
     return tokens_per_s * (6 * N + 12 * n_layer * T * C) / (peak * world)
 
+
+def speeds(
+    seed:int,
+) -> list: # of (tokens_per_s, N, n_layer, T, C, peak, world)
+    "One device, eight, a small model, and rows so long that attention costs more than the weights"
+    rng = np.random.default_rng(seed)
+    fast = lambda low, high: float(rng.uniform(low, high))
+    return [(fast(1.5e5, 2e5), 124_000_000, 12, 1024, 768, 312e12, 1),
+            (fast(1e6, 2e6), 124_000_000, 12, 1024, 768, 989e12, 8),
+            (fast(5e3, 9e3), 1_000_000, 4, 64, 128, 1e11, 2),
+            (fast(2e4, 3e4), 124_000_000, 12, 16_384, 768, 989e12, 1)]
 
 def by_parts(tokens_per_s, N, n_layer, T, C, peak, world):
     "Multiply-adds of the forward pass one by one; backward costs twice as much"
@@ -170,29 +265,97 @@ def by_parts(tokens_per_s, N, n_layer, T, C, peak, world):
     forward = weights + scores + values
     return float(np.float64(tokens_per_s) / world * 3 * forward / peak)
 
-def per_token(weights, attention, devices=lambda w: w, scale=1.0):
+def per_token(weights, attention, devices=lambda w: w, scale=1.0, length=lambda T: T, layers=True):
     "Another count of FLOPs"
     return lambda s, N, L, T, C, peak, w: scale * s * (
-        weights * N + attention * L * T * C) / (peak * devices(w))
+        weights * N + attention * (L if layers else 1) * length(T) * C) / (peak * devices(w))
 
 register(Exercise(
-    "trainer.mfu", "20", "Share of the devices' peak that training uses, from tokens a second of "
-    "all processes together; attention counts in full, as if nothing were masked.",
-    inputs=lambda seed: [(180_000.0 + seed, 124_000_000, 12, 1024, 768, 312e12, 1),
-                         (1.5e6, 124_000_000, 12, 1024, 768, 989e12, 8),
-                         (9e3, 1_000_000, 4, 64, 128, 1e11, 2)],
-    oracle=by_parts, package="gpt2_course.exercises.trainer:mfu", rtol=1e-6, atol=1e-12,
+    "trainer.mfu", "20", "Fraction of the devices' peak that training uses, from the tokens per "
+    "second of all processes together; attention counts in full, as if nothing were masked.",
+    inputs=speeds, oracle=by_parts, package="gpt2_course.exercises.trainer:mfu", rtol=1e-5,
+    atol=1e-12,
     wrongs=(
         Wrong("only the forward pass is counted", per_token(2, 4),
               "Backward computes two gradients, of inputs and of weights: twice the work. The MFU "
               "looks three times too low."),
+        Wrong("backward is taken to cost as much as forward", per_token(4, 8),
+              "Each product of the forward pass needs two in the backward pass: a gradient for its "
+              "input and one for its weight. The MFU looks a third too low."),
+        Wrong("a multiplication and its addition count as one", per_token(3, 6),
+              "Data sheets count both, so the peak does: two FLOPs for each weight and token. The "
+              "MFU looks half as high as it is."),
         Wrong("attention is left out", per_token(6, 0),
               "For long rows it is a good part of the work; the MFU falls with T though the "
               "device is as busy as before."),
+        Wrong("attention is counted half, as for a causal mask", per_token(6, 6),
+              "Either for the causal mask, as some papers do, where the usual convention (PaLM) "
+              "counts in full; or for the scores alone, without the weighted sum of the values."),
+        Wrong("attention is counted for a whole row, not for one token",
+              per_token(6, 12, length=lambda T: T * T),
+              "T^2 dot products belong to a row of T tokens: each token has T of them. The MFU "
+              "exceeds 100 %."),
+        Wrong("attention is counted for one layer only", per_token(6, 12, layers=False),
+              "Every layer has its own attention: 12 L T C for L layers."),
         Wrong("all tokens are set against one device", per_token(6, 12, devices=lambda w: 1),
               "Eight GPUs then reach 300 %."),
+        Wrong("the number of devices divides twice", per_token(6, 12, devices=lambda w: w * w),
+              "Either divide the tokens by the devices or multiply the peak by them. Both together "
+              "make eight GPUs look eight times worse."),
         Wrong("it is given in per cent", per_token(6, 12, scale=100.0),
-              "The log's mfu is a share from 0 to 1.")),
+              "The log's mfu is a fraction from 0 to 1.")),
     hints=("A multiplication and an addition for each weight and token: 2 N forward.",
            "Attention: 4 L T C forward. Backward is twice forward, so three times in all.",
            "tokens_per_s * (6 N + 12 L T C) / (peak * world)")))
+
+
+# --- the challenge: the best recipe for a given number of tokens
+
+TOKENS, ROW = 2**18, 64 # letters that are read; letters of a row
+
+def follow(recipe, texts, held):
+    "Train a small model by a recipe; its loss on text that it never reads, in nats per letter"
+    if not isinstance(recipe, dict): raise ValueError("it returns a dict")
+    batch_tokens = recipe.get("batch_tokens", 4096)
+    o = from_dict(OptimConfig, {k: v for k, v in recipe.items() if k != "batch_tokens"},
+                  where="your recipe")
+    if type(batch_tokens) is not int or batch_tokens % ROW or not 256 <= batch_tokens <= TOKENS:
+        raise ValueError(f"batch_tokens is a multiple of {ROW} from 256 to {TOKENS}")
+    tok = CharTokenizer("".join(texts) + held)
+    ids = lambda text: np.array(tok.encode(text), np.uint16)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=ROW, vocab_size=tok.n_vocab, n_layer=2, n_head=4, n_embd=64))
+    optimizer = dict(adamw=adamw, muon=muon)[o.name](
+        model, o.lr, o.weight_decay, (o.beta1, o.beta2), "cpu")
+    rows = batch_tokens // ROW
+    B, passes = split_batch(batch_tokens, ROW, 1, max(n for n in range(1, 17) if rows % n == 0))
+    loader = TokenLoader([ids(t) for t in texts], B, ROW, seed=0)
+    steps = TOKENS // batch_tokens
+    span = dict(max_lr=o.lr, min_lr=o.min_lr, warmup=o.warmup, steps=steps)
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    for s in range(steps):
+        lr = cosine_lr(s, **span) if o.schedule == "cosine" else wsd_lr(
+            s, cooldown=o.cooldown, **span)
+        accumulate(model, [loader.next() for _ in range(passes)], nullcontext, off)
+        update(model, optimizer, off, lr, o.grad_clip)
+    loss, n = validation_sum(model, [ids(held)], 64).tolist()
+    return loss / n
+
+def on_macbeth(fn, seconds):
+    "All the other plays and poems are for training"
+    files = sorted(packaged("shakespeare").glob("*.txt"))
+    texts = {f.stem: f.read_text(encoding="utf-8") for f in files}
+    held = texts.pop("macbeth")
+    return follow(fn(TOKENS), list(texts.values()), held)
+
+def usual_recipe(tokens):
+    "The plain solution: the rates of chapter 13's small model, steps of 4,096 letters"
+    return dict(batch_tokens=4096, lr=3e-3, min_lr=3e-4, warmup=10)
+
+set_challenge(Challenge(
+    "trainer.recipe", "20", "A small model reads 262,144 letters of Shakespeare, once. Return the "
+    "recipe, a dict: batch_tokens (letters per step, a multiple of 64, at least 256) and any "
+    "fields of OptimConfig (name, lr, min_lr, warmup, schedule, cooldown, weight_decay, beta1, "
+    "beta2, grad_clip). The function gets the number of letters.",
+    score=on_macbeth, plain=usual_recipe, to_beat=2.726, unit="nats per letter on Macbeth",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))

@@ -24,7 +24,7 @@ from .tide import order
 from .night_watch import due
 from .black_hole import safe_mean
 from .drifting_twins import micro_batches
-from .chorus import share
+from .chorus import dealt
 from .loaded_dice import seeds
 from .silence import last_steps
 from .short_rations import steps_in

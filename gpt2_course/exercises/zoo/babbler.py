@@ -54,7 +54,8 @@ def filled_rows(seed):
     rows, n = torch.full((3, 7), 9), torch.tensor([4, 7, int(r.integers(2, 7))])
     for row, k, closed in zip(rows, n, (1, 0, 1)):
         row[:k - closed] = torch.from_numpy(r.integers(0, 9, int(k) - closed))
-    return [(rows, n, 9), (rows[:2], n[:2], 9)]
+    other = torch.where(rows == 9, 11, rows)
+    return [(rows, n, 9), (rows[:2], n[:2], 9), (other[::2].clone(), n[::2].clone(), 11)]
 
 def targets_by_hand(rows, n, eot):
     "Position by position"
@@ -89,6 +90,17 @@ lab("babbler", "end-of-text is the ignored target", "a model that never stops",
         Wrong("the last real target is ignored", cut_targets(-1),
               "One position too early: the end is lost again."),
         Wrong("one filling is learnt", cut_targets(1),
-              "One position too late: the end is followed by another end.")),
+              "One position too late: the end is followed by another end."),
+        Wrong("the targets are not shifted",
+              lambda rows, n, eot: rows[:, :-1].masked_fill(
+                  torch.arange(rows.size(1) - 1) >= n[:, None], -1),
+              "Each position is to give the token after it: column t of the targets is column "
+              "t + 1 of the rows."),
+        Wrong("the document is ignored, and the filling is learnt",
+              lambda rows, n, eot: rows[:, 1:].masked_fill(
+                  torch.arange(rows.size(1) - 1) < (n - 1)[:, None], -1),
+              "The mask is upside down: all that remains to be learnt is that an end follows an "
+              "end.")),
     hints=("n tokens have n - 1 that follow another.", "Ignore positions t >= n - 1, whatever id "
-           "stands there."))
+           "stands there."),
+    excused={"ignore eot": "the length says where a document ends, not the id: that is the point"})

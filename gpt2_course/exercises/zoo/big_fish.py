@@ -65,7 +65,8 @@ lab("big_fish", "a document longer than a shard", "a crash in data preparation, 
     answer="shard_sizes",
     task="Sizes of the shards of a stream of documents of these lengths: all `size`, only the last "
          "may be smaller, and no token is lost.",
-    inputs=lambda seed: [([3, 2, 21 + seed % 5, 4], 10), ([4, 4, 4], 6), ([25], 8), ([5, 5], 10)],
+    inputs=lambda seed: [([3, 2, 21 + seed % 5, 4], 10), ([4, 4, 4], 6), ([25], 8), ([5, 5], 10),
+                         ([3], 10), ([0, 4, 0, 7], 5)],
     oracle=lambda ls, size: [len(p) for p in
                              (range(sum(ls))[i:i + size] for i in range(0, sum(ls), size))],
     wrongs=(
@@ -77,6 +78,13 @@ lab("big_fish", "a document longer than a shard", "a crash in data preparation, 
               "source."),
         Wrong("no document is ever cut", never_cut,
               "Shards of all sizes, one of them as long as the longest book: a loader that was "
-              "promised equal shards trips.")),
+              "promised equal shards trips."),
+        Wrong("the last, short shard is dropped", lambda ls, size: [size] * (sum(ls) // size),
+              "Up to size - 1 tokens are lost, and a corpus that is smaller than a shard gives "
+              "nothing at all."),
+        Wrong("an empty shard stands at the end",
+              lambda ls, size: [size] * (sum(ls) // size) + [sum(ls) % size],
+              "Where the stream fits exactly, nothing is left over: a file without a token breaks "
+              "the loader that opens it.")),
     hints=("Forget the documents: how long is the stream?", "total // size full shards, and one of "
            "total % size if that is not 0."))

@@ -36,10 +36,17 @@ def gradient_of_rows(w, batches):
     x, y = (torch.cat(t).double().numpy() for t in zip(*batches))
     return torch.from_numpy(2 / len(y) * x.T @ (x @ w.detach().double().numpy() - y)).float()
 
-def step_batches(seed, sizes=((3, 3, 3), (2, 2), (4, 4, 4, 4))):
-    "Weights and the micro-batches of a step"
+def step_batches(seed, sizes=((3, 3), (2, 2, 2, 2), (5, 5, 5), (4,), (1, 1, 1))):
+    "Weights and the micro-batches of a step; some weights are equal, some large"
     draw = normal(seed)
-    return [(draw(3).requires_grad_(), [(draw(n, 3), draw(n)) for n in ns]) for ns in sizes]
+    rows = [(draw(3), ns) for ns in sizes]
+    rows += [(torch.full((3,), 0.5), sizes[0]), (1000 * draw(3).sign(), sizes[1])]
+    return [(w.requires_grad_(), [(draw(n, 3), draw(n)) for n in ns]) for w, ns in rows]
+
+def every_row(w, batches):
+    "Mistaken: sums of squares, divided by the number of micro-batches"
+    for x, y in batches: (F.mse_loss(x @ w, y, reduction="sum") / len(batches)).backward()
+    return w.grad
 
 lab("brass_band", "accumulated losses not divided by their number",
     "the gradient norm grows with the number of micro-batches", "gradient norm of one big batch",
@@ -54,15 +61,22 @@ lab("brass_band", "accumulated losses not divided by their number",
     answer="whole_gradient",
     task="The gradient (D,) of F.mse_loss over all rows of a step, by one backward for each "
          "micro-batch; all have the same number of rows.",
-    inputs=step_batches, oracle=gradient_of_rows,
+    inputs=step_batches, oracle=gradient_of_rows, atol=2e-3,
     wrongs=(
         Wrong("the losses are added up", undivided,
               "The gradient is as many times too long. AdamW hides it, clipping then cuts every "
-              "step, and plain descent flies off."),
+              "step, and plain descent diverges."),
         Wrong("it is divided twice", lambda w, b: undivided(w, b) / len(b)**2,
               "Once in the loss and once again in the gradient: steps shrink as you accumulate."),
         Wrong("only the last micro-batch is left", lambda w, b: undivided(w, b[-1:]),
               "zero_grad stands inside the loop over micro-batches: all but one are computed for "
-              "nothing.")),
+              "nothing."),
+        Wrong("each loss is divided by its rows", lambda w, b: undivided(w, b) / len(b[0][1]),
+              "F.mse_loss is a mean over the rows already; what is left to divide by is the number "
+              "of micro-batches."),
+        Wrong("sums of squares are averaged over the micro-batches", every_row,
+              "With reduction=\"sum\" the rows have to be divided by, too: the gradient now grows "
+              "with the size of a micro-batch.")),
     hints=("Four means of 16 rows each: their mean is the mean of 64 rows.",
-           "Divide each loss by len(batches) before backward."))
+           "Divide each loss by len(batches) before backward."),
+    excused={"batch": "w is a vector: the batches are in the list"})

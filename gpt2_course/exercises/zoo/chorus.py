@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ...check import Wrong
-from ...data import share # the answer
 from .common import lab
 from .processes import case, rows_of
 from .small import digest, length, stream, tiny
@@ -27,10 +26,29 @@ def chorus(rank, world, say, group):
         say(step=s, weights=digest(*model.parameters()), loss=loss.item(),
             own_norm=round(own, 8), averaged_norm=round(averaged, 8))
 
-def share_numpy(position, B, rank, world):
-    "Rows of a table"
-    table = np.arange(position, position + B * world).reshape(world, B)
-    return table[rank], position + B * world
+def dealt(
+    position:int, # windows consumed so far, by all ranks
+    B:int,        # windows that each rank takes
+    world:int,    # ranks
+) -> tuple: # (world, B) numbers of the windows, a row for each rank; the position after them
+    "Of the next world x B windows, rank r takes the r-th B"
+    return position + np.arange(world * B).reshape(world, B), position + world * B
+
+def dealt_like_cards(position, B, world):
+    "The oracle: one window to each rank in turn"
+    rows = [[position + i * world + r for i in range(B)] for r in range(world)]
+    return [sorted(row) for row in rows], position + B * world
+
+def whoever_has_what(result, position, B, world):
+    "Any division counts in which each of the next windows is in exactly one of the shares"
+    try:
+        rows, after = result
+        table = np.array([np.asarray(row).ravel() for row in rows])
+    except (TypeError, ValueError): return result
+    next_ones = position + np.arange(world * B)
+    whole = table.shape == (world, B) and table.dtype.kind in "iu"
+    if not whole or not np.array_equal(np.sort(table, None), next_ones): return result
+    return next_ones.reshape(world, B), after
 
 lab("chorus", "the same data on every rank", "equal losses on all ranks, to the last digit",
     "losses and gradient norms by rank", "easy/02_data.ipynb",
@@ -44,20 +62,38 @@ lab("chorus", "the same data on every rank", "equal losses on all ranks, to the 
          "equal weights are right; on other text they still give another loss"),
         ("the gradients are not averaged",
          "with different batches the weights would then differ after one step")),
-    answer="share",
-    task="Which B windows of the stream rank `rank` of `world` takes next (an array), when all "
-         "ranks together have consumed `position`; and the position after it.",
-    inputs=lambda seed: [(0, 4, 1, 2), (16, 2, seed % 4, 4), (8, 3, 0, 2), (24, 2, 3, 4)],
-    oracle=share_numpy,
+    answer="dealt",
+    task="All ranks together have consumed `position` windows. Which B windows does each of "
+         "`world` ranks take next (a list or an array with a row for each rank), and what is the "
+         "position after that? Each of the next world * B windows goes to exactly one rank, in "
+         "any division.",
+    inputs=lambda seed: [(0, 4, 2), (16, 2, 4), (8 + seed % 7, 3, 2), (5, 3, 1), (24, 1, 3)],
+    oracle=dealt_like_cards, read=whoever_has_what,
     wrongs=(
-        Wrong("the rank plays no part", lambda p, B, r, w: (p + np.arange(B), p + B),
+        Wrong("the rank plays no part",
+              lambda p, B, w: (np.tile(p + np.arange(B), (w, 1)), p + B),
               "All ranks read the same windows: as many processes, one process's gradient."),
         Wrong("the position moves by one rank's share only",
-              lambda p, B, r, w: (p + r * B + np.arange(B), p + B),
+              lambda p, B, w: (dealt(p, B, w)[0], p + B),
               "Rank 1's windows of this step are rank 0's of the next: everything is read as many "
               "times as there are ranks."),
         Wrong("the share of rank 0 is taken by all, the rest is skipped",
-              lambda p, B, r, w: (p + np.arange(B), p + w * B),
-              "The epoch seems to have the right length, but most of the data is never read.")),
-    hints=("Of the next world * B windows, rank 0 takes the first B, rank 1 the next B, …",
-           "(position + rank * B + np.arange(B), position + world * B)"))
+              lambda p, B, w: (np.tile(p + np.arange(B), (w, 1)), p + w * B),
+              "The epoch seems to have the right length, but most of the data is never read."),
+        Wrong("each rank begins one window after its neighbour",
+              lambda p, B, w: (p + np.arange(w)[:, None] + np.arange(B), p + w * B),
+              "The shares overlap in all but one window: rank r has to begin r * B further on, or "
+              "to take every world-th window."),
+        Wrong("every step begins at window 0",
+              lambda p, B, w: (dealt(0, B, w)[0], p + w * B),
+              "The ranks read different windows, but the same ones at every step: `position` says "
+              "where the step begins."),
+        Wrong("the position does not move", lambda p, B, w: (dealt(p, B, w)[0], p),
+              "The next step reads the same windows again, and so does every step after it."),
+        Wrong("the ranks' shares leave gaps",
+              lambda p, B, w: (p + w * B * np.arange(w)[:, None] + np.arange(B), p + w * B),
+              "Rank r begins r * world * B windows further on: what lies between is not read in "
+              "this step, and what lies behind is read again in the next.")),
+    hints=("Of the next world * B windows, rank 0 may take the first B, rank 1 the next B, …",
+           "np.arange(world * B).reshape(world, B) is such a table, but for its beginning.",
+           "(position + np.arange(world * B).reshape(world, B), position + world * B)"))

@@ -14,7 +14,7 @@ def log_likelihood(
     y, # (T,) targets
 ) -> float: # sum of log-probabilities of the targets
     "Logits and softmax in float32"
-    return float((x @ W.T).log_softmax(-1)[range(len(y)), y].sum())
+    return (x @ W.T).log_softmax(-1)[range(len(y)), y].sum().item()
 
 def rounded_likelihood(x, W, y):
     return float((x.bfloat16() @ W.bfloat16().T).log_softmax(-1)[range(len(y)), y].sum())
@@ -45,13 +45,17 @@ def coin_toss() -> str:
 def head_and_targets(seed):
     "Hidden states, a head, targets"
     draw, r = normal(seed), np.random.default_rng(seed)
-    return [(draw(T, 8), draw(V, 8), torch.from_numpy(r.integers(0, V, T)))
-            for T, V in ((3, 20), (5, 50), (2, 11))]
+    some = [(draw(T, 8), draw(V, 8), torch.from_numpy(r.integers(0, V, T)))
+            for T, V in ((3, 20), (5, 50), (2, 11), (12, 30))]
+    equal = torch.full((1, 8), 1000.0), draw(20, 8) / 1000, torch.from_numpy(r.integers(0, 20, 1))
+    large = 1000 * torch.eye(3, 8), torch.eye(4, 8) - torch.eye(4, 8).roll(1, 1)
+    return [*some, equal, (*large, torch.tensor([1, 2, 3]))]
 
 def likelihood_numpy(x, W, y):
     "In float64"
     z = x.double().numpy() @ W.double().numpy().T
-    return float(sum(r[t] - np.log(np.exp(r).sum()) for r, t in zip(z, y.tolist())))
+    return float(sum(r[t] - r.max() - np.log(np.exp(r - r.max()).sum())
+                     for r, t in zip(z, y.tolist())))
 
 lab("coin_toss", "log-likelihoods from bfloat16 logits",
     "answers that flip between two scorings of one model", "the same evaluation in float32",
@@ -67,7 +71,7 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
     answer="log_likelihood",
     task="The sum of the log-probabilities of targets y (T,), from hidden states x (T, C) and the "
          "head W (V, C), in float32 throughout.",
-    inputs=head_and_targets, oracle=likelihood_numpy, rtol=1e-5,
+    inputs=head_and_targets, oracle=likelihood_numpy, rtol=2e-5, atol=1e-4,
     wrongs=(
         Wrong("all of it is in bfloat16", rounded_likelihood,
               "Autocast was left on around the evaluation: answers whose margin is below a "
@@ -77,6 +81,19 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
                                     .log_softmax(-1)[range(len(y)), y].sum()),
               ".float() after the product cannot bring the lost digits back."),
         Wrong("the mean is taken", lambda x, W, y: log_likelihood(x, W, y) / len(y),
-              "That is another protocol (per token): state which one a number is.")),
+              "That is another protocol (per token): state which one a number is."),
+        Wrong("the logits are added up, not their log-probabilities",
+              lambda x, W, y: float((x @ W.T)[range(len(y)), y].sum()),
+              "A logit means nothing by itself: adding 10 to all logits of a row changes no "
+              "probability, but it changes this score."),
+        Wrong("the probabilities are added up, without the logarithm",
+              lambda x, W, y: float((x @ W.T).softmax(-1)[range(len(y)), y].sum()),
+              "Probabilities of successive tokens are multiplied, their logarithms added: one "
+              "impossible token has to rule an ending out."),
+        Wrong("the softmax runs over the positions",
+              lambda x, W, y: float((x @ W.T).log_softmax(0)[range(len(y)), y].sum()),
+              "Each position has a distribution of its own over the vocabulary: the last axis of "
+              "(T, V), not the first.")),
     hints=("Where are digits lost: in the product, in the softmax, or in both?",
-           "Leave autocast, or call .float() before the product; then log_softmax."))
+           "Leave autocast, or call .float() before the product; then log_softmax."),
+    excused={"batch": "one ending at a time: (T, C)"})

@@ -34,6 +34,22 @@ def deja_vu() -> str:
             f"¶ closes a document: {whole[:n].count('¶')} in validation, {whole[n:].count('¶')} in "
             f"training, {len(docs)} in all")
 
+def while_they_fit(lengths, val_tokens):
+    "Mistaken: whatever still fits is taken"
+    out, left = [], val_tokens
+    for n in lengths:
+        out.append(n if n <= left else 0)
+        left -= out[-1]
+    return out
+
+def one_too_many(lengths, val_tokens):
+    "Mistaken: with exactly enough, it goes on"
+    out, left = [], val_tokens
+    for n in lengths:
+        out.append(n if left >= 0 else 0)
+        left -= n
+    return out
+
 lab("deja_vu", "a document straddles the border of training and validation",
     "a validation text that breaks off and goes on in training", "reading the border",
     "tough/21_prepare.ipynb", "https://github.com/openai/parameter-golf/issues/2127", deja_vu, (
@@ -47,7 +63,8 @@ lab("deja_vu", "a document straddles the border of training and validation",
     answer="split",
     task="How many tokens of each document go to validation, all or none of it: documents from the "
          "first on, until there are at least val_tokens.",
-    inputs=lambda seed: [([5, 7, 4, 9 + seed % 3, 3], 10), ([8, 3, 6], 4), ([2, 2, 5, 6], 4)],
+    inputs=lambda seed: [([5, 7, 4, 9 + seed % 3, 3], 10), ([8, 3, 6], 4), ([2, 2, 5, 6], 4),
+                         ([3, 4], 0), ([2, 3, 4], 20), ([4, 1, 1], 4)],
     oracle=lambda lengths, v: [n if sum(lengths[:i]) < v else 0 for i, n in enumerate(lengths)],
     wrongs=(
         Wrong("the border cuts a document", cut_split,
@@ -60,6 +77,13 @@ lab("deja_vu", "a document straddles the border of training and validation",
         Wrong("the last documents are taken",
               lambda ls, v: split(ls[::-1], v)[::-1],
               "Clean too, but a stream that is still growing has no last document: the split "
-              "changes whenever text is added.")),
+              "changes whenever text is added."),
+        Wrong("only documents that still fit are taken", while_they_fit,
+              "Long documents all go to training, and short ones from later on come in their "
+              "place: validation is no sample of the text any more, and it may still be too "
+              "small."),
+        Wrong("a document too many is taken where there is exactly enough", one_too_many,
+              "With val_tokens reached, nothing is missing: the next document belongs to training "
+              "already.")),
     hints=("Decide document by document: are there enough already?",
            "n if left > 0 else 0; then left -= n."))

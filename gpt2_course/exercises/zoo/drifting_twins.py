@@ -1,5 +1,6 @@
 """Drifting twins: DDP told to average gradients when the forward pass is over."""
 
+import numpy as np
 import torch
 
 from ...check import Wrong
@@ -27,7 +28,7 @@ def wish_too_late(ddp, batches):
 
 class Recorder:
     "Stands in for DistributedDataParallel: notes which backward passes would average"
-    def __init__(self): self.require_backward_grad_sync, self.log = True, []
+    def __init__(self, log=()): self.require_backward_grad_sync, self.log = True, list(log)
     def __call__(self, batch): return Pass(self, batch, self.require_backward_grad_sync)
 
 class Pass:
@@ -62,6 +63,21 @@ def never(ddp, batches):
     ddp.require_backward_grad_sync = False
     return always(ddp, batches)
 
+def upside_down(ddp, batches):
+    for i, batch in enumerate(batches):
+        ddp.require_backward_grad_sync = i < len(batches) - 1
+        ddp(batch).backward()
+    return ddp.log
+
+def last_only(ddp, batches): return micro_batches(ddp, batches[-1:])
+
+def steps_of_a_run(seed):
+    "A first step, and steps of a model that has a past"
+    first = int(np.random.default_rng(seed).integers(0, 90))
+    past = [(first, False), (first + 1, True)]
+    return [(Recorder(log), list(range(first + 2, first + 2 + n)))
+            for n, log in ((4, ()), (2, past), (3, past), (1, past[1:]))]
+
 lab("drifting_twins", "require_backward_grad_sync set after the forward pass",
     "ranks whose weights differ, a little more at every step", "digests of the weights by rank",
     "tough/18_distributed.ipynb", "https://github.com/karpathy/build-nanogpt/pull/30",
@@ -78,8 +94,8 @@ lab("drifting_twins", "require_backward_grad_sync set after the forward pass",
     task="Run forward and backward for each micro-batch so that gradients are averaged in the last "
          "one only (ddp.require_backward_grad_sync is read when ddp(batch) is called), then "
          "return ddp.log.",
-    inputs=lambda seed: [(Recorder(), list(range(seed % 5, seed % 5 + n))) for n in (4, 2, 3)],
-    oracle=lambda ddp, batches: [(b, i + 1 == len(batches)) for i, b in enumerate(batches)],
+    inputs=steps_of_a_run,
+    oracle=lambda ddp, batches: ddp.log + [(b, b == batches[-1]) for b in batches],
     wrongs=(
         Wrong("the wish is set after the forward pass", wish_too_late,
               "The forward pass has read the old wish: the first micro-batch is averaged and the "
@@ -88,6 +104,12 @@ lab("drifting_twins", "require_backward_grad_sync set after the forward pass",
               "Right numbers, paid for as many times as there are micro-batches. no_sync around "
               "backward alone has this effect too."),
         Wrong("no micro-batch is averaged", never,
-              "Each rank trains a model of its own; rank 0's is saved.")),
+              "Each rank trains a model of its own; rank 0's is saved."),
+        Wrong("the condition is upside down", upside_down,
+              "All are averaged but the last, whose gradients stay with their rank: the replicas "
+              "drift apart, and the traffic that was to be saved is paid for."),
+        Wrong("only the last micro-batch is run", last_only,
+              "The others have to run forward and backward as well, to add their gradients; what "
+              "they do without is the averaging.")),
     hints=("Which of the two passes reads the wish?",
            "Set ddp.require_backward_grad_sync, then call ddp(batch), then backward."))

@@ -37,8 +37,21 @@ def foreign_tongue() -> str:
 
 def shares_of_real_ids(logits, V):
     "In float64, over the first V"
-    e = np.exp(logits.double().numpy()[..., :V])
+    z = logits.double().numpy()[..., :V]
+    e = np.exp(z - z.max(-1, keepdims=True))
     return torch.from_numpy(e / e.sum(-1, keepdims=True)).float()
+
+def padded_logits(seed):
+    "Rows and batches of several paddings, equal logits, large ones, no padding at all"
+    draw = normal(seed)
+    large = torch.tensor([[1000.0, -1000, 0, 999, -5], [0, 1000, 0, -5, -1000]])
+    return [(draw(2, 12), 9), (draw(8), 5), (draw(3, 6), 4), (draw(2, 3, 7), 5), (large, 3),
+            (torch.full((2, 6), 0.5), 4), (draw(2, 4), 4)]
+
+def zeroed(logits, V):
+    z = logits.clone()
+    z[..., V:] = 0
+    return z.softmax(-1)[..., :V]
 
 lab("foreign_tongue", "ids of the padded vocabulary are sampled",
     "a sample that cannot be decoded, now and then", "loss at initialisation; the largest id",
@@ -56,7 +69,7 @@ lab("foreign_tongue", "ids of the padded vocabulary are sampled",
     answer="next_shares",
     task="Probabilities (..., V) of the next token from logits over a padded vocabulary, whose "
          "first V ids are real.",
-    inputs=lambda seed: [(normal(seed)(*s), V) for s, V in (((2, 12), 9), ((8,), 5), ((3, 6), 4))],
+    inputs=padded_logits,
     oracle=shares_of_real_ids,
     wrongs=(
         Wrong("the padding takes part", padded_shares,
@@ -70,5 +83,14 @@ lab("foreign_tongue", "ids of the padded vocabulary are sampled",
               lambda z, V: torch.cat([z.softmax(-1)[..., :V - 1],
                                       z.softmax(-1)[..., V - 1:].sum(-1, keepdim=True)], -1),
               "That is what clamping the drawn ids to V - 1 does: no error, and one token too "
-              "often.")),
-    hints=("Cut before the softmax or after it?", "logits[..., :V].softmax(-1)"))
+              "often."),
+        Wrong("the padding's logits are set to 0", zeroed,
+              "e to the 0 is 1: the padding still takes its part, often more than before. Minus "
+              "infinity would be right."),
+        Wrong("the padding is still there, with probability 0",
+              lambda z, V: torch.cat([z[..., :V], torch.full_like(z[..., V:], -torch.inf)],
+                                     -1).softmax(-1),
+              "Nothing wrong is drawn any more; but the shape is that of the padded vocabulary, "
+              "where (..., V) is asked for.")),
+    hints=("Cut before the softmax or after it?", "logits[..., :V].softmax(-1)"),
+    excused={"gradient": "it is drawn from: nothing is differentiated through a sample"})

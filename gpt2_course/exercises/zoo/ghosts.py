@@ -35,10 +35,11 @@ def ghosts() -> str:
     return "\n".join(told)
 
 def faint_gradients(seed):
-    "Gradients that float16 cannot hold unscaled, ordinary ones, and one that overflows scaled"
+    "Gradients that float16 cannot hold unscaled, ordinary ones, and some that overflow scaled"
     draw = normal(seed)
     return [([draw(4, 3) * 1e-8, draw(5) * 1e-6], 65536.0),
-            ([draw(6).sign() * 10, draw(2)], 65536.0), ([draw(3) * 1e-7], 1024.0)]
+            ([draw(6).sign() * 10, draw(2)], 65536.0), ([draw(3) * 1e-7], 1024.0),
+            ([draw(2, 2).sign() * 1e5], 0.0625), ([draw(4)], 1.0)]
 
 def half_numpy(grads, scale):
     "NumPy's float16"
@@ -46,6 +47,22 @@ def half_numpy(grads, scale):
                                              for g in grads]
     return ([torch.from_numpy(h.astype(np.float32) / np.float32(scale)) for h in half],
             not all(np.isfinite(h).all() for h in half))
+
+def cast_first(grads, scale):
+    "Mistaken: what is scaled has lost its digits already"
+    half = [g.half() * scale for g in grads]
+    return [h.float() / scale for h in half], not all(bool(h.isfinite().all()) for h in half)
+
+def unscaled_as_half(grads, scale):
+    "Mistaken: divided before it is float32 again"
+    half = [(g * scale).half() for g in grads]
+    return [(h / scale).float() for h in half], not all(bool(h.isfinite().all()) for h in half)
+
+def unless_skipped(result, *args):
+    "What a step that is skipped would have used does not matter"
+    if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], bool):
+        return ("skipped", True) if result[1] else result
+    return result
 
 lab("ghosts", "float16 without a gradient scaler", "gradients that are exactly 0, more of them the "
     "larger the batch", "share of zeros in the gradient", "medium/13_training.ipynb",
@@ -58,8 +75,9 @@ lab("ghosts", "float16 without a gradient scaler", "gradients that are exactly 0
         ("those targets are ignored", "then float32 would show the same zeros")),
     answer="through_half",
     task="What is left of float32 gradients that travel as float16 times `scale`: (the list, "
-         "unscaled in float32; True if any of them overflowed, so that the step must be skipped).",
-    inputs=faint_gradients, oracle=half_numpy, atol=0.0,
+         "unscaled in float32; True if any of them overflowed, so that the step must be skipped "
+         "and the list is not used).",
+    inputs=faint_gradients, oracle=half_numpy, atol=0.0, read=unless_skipped,
     wrongs=(
         Wrong("no scale is used", unscaled_half,
               "What is smaller than 6e-8 becomes 0, without a warning: training flattens early."),
@@ -72,6 +90,12 @@ lab("ghosts", "float16 without a gradient scaler", "gradients that are exactly 0
         Wrong("infinities are cut to the largest number",
               lambda g, s: ([torch.nan_to_num(t, posinf=65504 / s, neginf=-65504 / s)
                              for t in through_half(g, s)[0]], False),
-              "The step is taken with a wrong direction; a scaler skips it and halves the scale.")),
+              "The step is taken with a wrong direction; a scaler skips it and halves the scale."),
+        Wrong("they are scaled after the cast", cast_first,
+              "What became 0 in float16 stays 0, whatever it is multiplied by: scale first."),
+        Wrong("they are unscaled while still in float16", unscaled_as_half,
+              "The division makes them too small for the type a second time: all that the scale "
+              "saved is lost at the last moment.")),
     hints=("Multiply first, in float32; then .half().",
-           "isfinite on the halves tells whether to skip.", "Back to float32 before dividing."))
+           "isfinite on the halves tells whether to skip.", "Back to float32 before dividing."),
+    excused={"gradient": "these are gradients: nothing is differentiated a second time"})

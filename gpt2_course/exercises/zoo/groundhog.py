@@ -1,5 +1,6 @@
 """The groundhog: a resume that forgets its place in the data."""
 
+import numpy as np
 import torch
 
 from ...check import Wrong
@@ -33,6 +34,12 @@ def groundhog() -> str:
             told.append(f"step {s:2}   loss {losses[0]:.3f}   {tok.decode(x[0].tolist())!r}")
     return "\n".join(told)
 
+def places(seed):
+    "Steps in the first epoch and in later ones, and one that ends an epoch exactly"
+    r = np.random.default_rng(seed)
+    return [(24 + int(r.integers(0, 7)), 8, 2, 500), (100, 8, 4, 1000), (63, 4, 2, 100),
+            (25, 8, 2, 100), (0, 8, 2, 100), (int(r.integers(150, 190)), 3, 1, 200)]
+
 lab("groundhog", "a resume that forgets its place in the data",
     "after a resume the run sees what it saw on its first day", "the batches themselves",
     "tough/19_checkpoint.ipynb",
@@ -46,8 +53,8 @@ lab("groundhog", "a resume that forgets its place in the data",
          "24 steps of 8 windows are a small part of the text")),
     answer="where",
     task="After `step` updates of `world` ranks with B windows each: (epoch, windows consumed in "
-         "it), with W windows an epoch.",
-    inputs=lambda seed: [(24 + seed % 9, 8, 2, 500), (100, 8, 4, 1000), (63, 4, 2, 100)],
+         "it), both counted from 0, with W windows in an epoch.",
+    inputs=places,
     oracle=lambda step, B, world, W: ((n := step * B * world) // W, n - n // W * W),
     wrongs=(
         Wrong("it starts from the beginning", at_the_start,
@@ -59,5 +66,13 @@ lab("groundhog", "a resume that forgets its place in the data",
         Wrong("the epoch is forgotten", lambda s, B, w, W: (0, s * B * w % W),
               "Right in the first epoch; later the order is that of epoch 0 again."),
         Wrong("the start of the epoch is taken", lambda s, B, w, W: (s * B * w // W, 0),
-              "Right epoch, wrong place: a part of it is read twice.")),
+              "Right epoch, wrong place: a part of it is read twice."),
+        Wrong("epochs are counted from 1",
+              lambda s, B, w, W: (s * B * w // W + 1, s * B * w % W),
+              "Nothing is consumed at step 0, and the epoch is 0: with 1 the order is that of the "
+              "epoch after this one."),
+        Wrong("the windows are never taken off at the end of an epoch",
+              lambda s, B, w, W: (s * B * w // W, s * B * w),
+              "From the second epoch on the place lies behind the end of the data: consumed in "
+              "this epoch is what is left over, % W.")),
     hints=("How many windows have all ranks read?", "divmod of that by W."))

@@ -45,6 +45,15 @@ def plan_by_counting(n, k, epochs):
             steps[-1].append((e, i))
     return steps
 
+def merged(n, k, epochs):
+    "Mistaken: what is left joins the last full step of its epoch"
+    steps = []
+    for e in range(epochs):
+        for i in range(n):
+            if i == 0 or i % k == 0 and i + k <= n: steps.append([])
+            steps[-1].append((e, i))
+    return steps
+
 lab("heartbeat", "leftover micro-batches spill into the next epoch's first step",
     "a gradient norm that is half as long again at one step of each epoch",
     "gradient norm by step", "medium/13_training.ipynb",
@@ -60,12 +69,13 @@ lab("heartbeat", "leftover micro-batches spill into the next epoch's first step"
     answer="plan",
     task="For each step, the (epoch, micro-batch) pairs whose gradients it uses: k in a row of one "
          "epoch's n, and what is left of an epoch makes a smaller step of its own.",
-    inputs=lambda seed: [(7 + seed % 2 * 3, 3, 2), (10, 4, 3), (5, 2, 2), (6, 3, 2)],
+    inputs=lambda seed: [(7 + seed % 2 * 3, 3, 2), (10, 4, 3), (5, 2, 2), (6, 3, 2), (2, 5, 2),
+                         (3, 1, 2), (4, 4, 1)],
     oracle=plan_by_counting,
     wrongs=(
         Wrong("what is left joins the next epoch's first step", spilt,
-              "The counter starts anew, .grad does not: one step an epoch has too long a gradient, "
-              "and the last leftovers are lost."),
+              "The counter starts anew, .grad does not: one step of each epoch has too long a "
+              "gradient, and the last leftovers are lost."),
         Wrong("what is left is thrown away",
               lambda n, k, E: [s for s in plan(n, k, E) if len(s) == k],
               "Up to k - 1 micro-batches of each epoch are computed and never used; with a short "
@@ -73,8 +83,15 @@ lab("heartbeat", "leftover micro-batches spill into the next epoch's first step"
         Wrong("the count runs on across epochs",
               lambda n, k, E: [[(j // n, j % n) for j in range(f, min(f + k, n * E))]
                                for f in range(0, n * E, k)],
-              "Steps of equal size, but one of them mixes two epochs, and a schedule in steps an "
-              "epoch no longer fits.")),
+              "Steps of equal size, but one of them mixes two epochs, and a schedule in steps per "
+              "epoch no longer fits."),
+        Wrong("what is left joins its epoch's last full step", merged,
+              "That step has up to twice as many micro-batches as the others, and its gradient is "
+              "as much longer."),
+        Wrong("the last step runs beyond the epoch",
+              lambda n, k, E: [[(e, i) for i in range(f, f + k)]
+                               for e in range(E) for f in range(0, n, k)],
+              "Its pairs name micro-batches that do not exist: the range has to end at n.")),
     hints=("range(0, n, k) gives the first micro-batch of each step of an epoch.",
            "The last step ends at n at the latest: min(first + k, n). Its losses are divided by "
            "its own size."))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from ...check import Wrong
@@ -43,7 +44,13 @@ def high_tide() -> dict:
 
 NAMES = ("transformer.wte.weight", "transformer.h.0.attn.c_attn.weight",
          "transformer.h.2.attn.c_proj.weight", "transformer.h.1.mlp.c_proj.weight",
-         "transformer.h.1.mlp.c_fc.weight")
+         "transformer.h.1.mlp.c_fc.weight", "transformer.wpe.weight",
+         "transformer.h.11.attn.c_proj.weight")
+
+def matrices(seed):
+    "Names of matrices, each in a model of another size"
+    r = np.random.default_rng(seed)
+    return [(n, 64 * int(r.integers(1, 8)), int(r.integers(3, 30))) for n in NAMES]
 
 lab("high_tide", "initialised with 1/sqrt(width), residual projections not scaled",
     "the first loss lies above ln V", "loss at initialisation", "medium/09_model.ipynb",
@@ -61,20 +68,29 @@ lab("high_tide", "initialised with 1/sqrt(width), residual projections not scale
     answer="std_of",
     task="GPT-2's standard deviation for a matrix of this full name: 0.02, and 0.02 / "
          "sqrt(2 n_layer) for the projections that write into the residual stream.",
-    inputs=lambda seed: [(n, 64 + 16 * (seed % 7), 3 + seed % 5) for n in NAMES],
+    inputs=matrices,
     oracle=lambda name, width, L: 0.02 * (0.5 / L)**0.5 if "c_proj" in name.split(".") else 0.02,
     wrongs=(
         Wrong("it is 1 / sqrt(width)", wide_std,
               "That suits a plain layer; on a tied embedding it makes logits of size 1, and the "
               "first loss is well above ln V."),
         Wrong("0.02 for all: the residual projections are not scaled", lambda n, w, L: 0.02,
-              "The usual way there is a comparison of the full name with \"c_proj.weight\", which "
+              "The usual cause is a comparison of the full name with \"c_proj.weight\", which "
               "is never equal: the stream then grows with the depth."),
         Wrong("the depth is counted in blocks, not in residual writes",
               lambda n, w, L: 0.02 / math.sqrt(L) if n.endswith("c_proj.weight") else 0.02,
               "Each block writes twice: once from attention, once from the MLP."),
         Wrong("only the attention's projection is scaled",
               lambda n, w, L: 0.02 / math.sqrt(2 * L) if n.endswith("attn.c_proj.weight") else 0.02,
-              "The MLP writes into the same stream.")),
+              "The MLP writes into the same stream."),
+        Wrong("it is divided by 2 n_layer, without the square root",
+              lambda n, w, L: 0.02 / (2 * L) if n.endswith("c_proj.weight") else 0.02,
+              "Variances of independent numbers add up, not standard deviations: the blocks of a "
+              "deep model would begin by writing next to nothing."),
+        Wrong("every matrix of a block is scaled",
+              lambda n, w, L: 0.02 / math.sqrt(2 * L) if ".h." in n else 0.02,
+              "c_attn and c_fc read from the stream and do not write into it: their outputs do "
+              "not add up with depth.")),
     hints=("The width does not enter.", "Which two matrices of a block write into the stream? Both "
-           "are called c_proj.", "name.endswith(\"c_proj.weight\")"), rtol=1e-6, atol=1e-9)
+           "are called c_proj.", "name.endswith(\"c_proj.weight\")"), rtol=1e-6, atol=1e-9,
+    excused={"ignore width": "GPT-2's rule does not use the width: that is the point"})

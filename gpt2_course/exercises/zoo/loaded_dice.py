@@ -1,5 +1,6 @@
 """Loaded dice: ranks that draw their dropout from one seed."""
 
+import numpy as np
 import torch
 
 from ...check import Wrong
@@ -9,13 +10,19 @@ from .small import digest, stream, tiny
 
 
 def seeds(
-    seed:int, # of the run
+    base:int, # seed of the run
     rank:int,
-) -> tuple:   # of the weights: seed itself; of the noise (dropout): seed + 1 + rank
+) -> tuple:   # of the weights: base itself; of the noise (dropout): base + 1 + rank
     "The same weights everywhere, other noise on each rank"
-    return seed, seed + 1 + rank
+    return base, base + 1 + rank
 
-def one_seed(seed, rank): return seed, seed
+def one_seed(base, rank): return base, base
+
+def runs_and_ranks(seed):
+    "Seeds of runs; the first ranks and a high one"
+    r = np.random.default_rng(seed)
+    base = [int(b) for b in r.integers(1, 10_000, 3)]
+    return [(base[0], 0), (base[1], 1), (base[2], int(r.integers(2, 64))), (0, 3), (1337, 0)]
 
 @case
 def loaded_dice(rank, world, say, group):
@@ -39,10 +46,10 @@ lab("loaded_dice", "the same dropout seed on every rank",
         ("the masks are sent from rank 0 with the weights", "DDP sends parameters and buffers; a "
          "mask is neither")),
     answer="seeds",
-    task="Two seeds for rank `rank`: of the weights (seed, on every rank) and of the noise "
-         "(seed + 1 + rank).",
-    inputs=lambda seed: [(1337, 0), (1337 + seed, 1), (7, 3 + seed)],
-    oracle=lambda seed, rank: (seed, sum([seed, 1, rank])),
+    task="Two seeds for rank `rank` of a run with the seed `base`: that of the weights (base, on "
+         "every rank) and that of the noise (base + 1 + rank).",
+    inputs=runs_and_ranks,
+    oracle=lambda base, rank: (base, sum([base, 1, rank])),
     wrongs=(
         Wrong("one seed for everything", one_seed,
               "Equal masks on all ranks: the noise of a large batch is that of a small one, and "
@@ -52,5 +59,13 @@ lab("loaded_dice", "the same dropout seed on every rank",
               "them apart for ever."),
         Wrong("the rank multiplies the seed", lambda s, r: (s, s * r),
               "Rank 0 always gets 0, and rank 1 the seed of the weights: no two runs differ on "
-              "rank 0.")),
-    hints=("One of the two must be equal on all ranks.", "(seed, seed + 1 + rank)"))
+              "rank 0."),
+        Wrong("rank 0 draws its noise from the seed of the weights", lambda s, r: (s, s + r),
+              "The ranks differ, but on rank 0 the first dropout masks come from the very numbers "
+              "that made the weights: hence the 1."),
+        Wrong("the noise's seed is the rank alone", lambda s, r: (s, r),
+              "Every run drops the same numbers, whatever its seed: repeating a run with another "
+              "seed does not show how much the noise matters."),
+        Wrong("the noise is the same on every rank", lambda s, r: (s, s + 1),
+              "It has a seed of its own, but one for all ranks: their masks are still equal.")),
+    hints=("One of the two must be equal on all ranks.", "(base, base + 1 + rank)"))

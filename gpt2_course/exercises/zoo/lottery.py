@@ -31,8 +31,15 @@ def lottery() -> dict:
 def top_k_numpy(logits, k):
     "In float64"
     z = logits.double().numpy()
-    e = np.exp(z) * (z >= np.sort(z)[-k])
+    e = np.exp(z - z.max()) * (z >= np.sort(z)[-k])
     return torch.from_numpy(e / e.sum()).float()
+
+def some_logits(seed):
+    "Logits and numbers of tokens to keep: one, some, all; large ones and equal ones"
+    draw = normal(seed)
+    large = torch.tensor([-1000.0, 1000, 998, 0, 997])
+    return [(draw(9), 3), (draw(6), 2), (draw(5), 4), (draw(7), 1), (draw(4), 4), (large, 3),
+            (torch.full((5,), -3.0), 5)]
 
 lab("lottery", "top-k after the softmax, not renormalised",
     "an unlikely token that is drawn far too often", "counting draws", "medium/11_generation.ipynb",
@@ -48,7 +55,7 @@ lab("lottery", "top-k after the softmax, not renormalised",
     answer="top_k_shares",
     task="Probabilities (V,) of top-k sampling from logits (V,): 0 but for the k largest, which "
          "add up to 1.",
-    inputs=lambda seed: [(normal(seed)(9), 3), (normal(seed + 1)(6), 2), (normal(seed + 2)(5), 4)],
+    inputs=some_logits,
     oracle=top_k_numpy,
     wrongs=(
         Wrong("the rest is not renormalised", cut_shares,
@@ -61,5 +68,14 @@ lab("lottery", "top-k after the softmax, not renormalised",
               "A strict > where >= is meant."),
         Wrong("the others keep a share", lambda z, k: torch.where(
             z >= z.topk(k).values[-1], z, 0.0).softmax(-1),
-              "A logit of 0 is not a probability of 0: masked means -inf.")),
-    hints=("Cut first, softmax afterwards.", "topk, softmax of its values, scattered back."))
+              "A logit of 0 is not a probability of 0: masked means -inf."),
+        Wrong("the k smallest are kept",
+              lambda z, k: top_k_shares(-z, k) if k == len(z) else torch.where(
+                  z <= z.sort().values[k - 1], z, -torch.inf).softmax(-1),
+              "The sort is ascending: the largest are at its end."),
+        Wrong("the k largest are equally likely",
+              lambda z, k: (z >= z.topk(k).values[-1]).float() / k,
+              "Top-k decides who takes part; the logits still decide how often each is drawn.")),
+    hints=("Cut first, softmax afterwards.", "topk, softmax of its values, scattered back."),
+    excused={"gradient": "it is drawn from: nothing is differentiated through a sample",
+             "batch": "one position at a time: (V,)"})

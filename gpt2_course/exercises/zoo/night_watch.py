@@ -40,7 +40,8 @@ lab("night_watch", "a condition for validation that can never hold", "no row of 
     task="Whether to validate after `step` updates of `steps`: at each multiple of `every`, and "
          "after the last.",
     inputs=lambda seed: [(10, 10, 45), (45, 10, 45), (9, 10, 45), (20 + 10 * (seed % 2), 10, 45),
-                         (1, 10, 45)],
+                         (1, 10, 45), (44, 10, 45), (40, 10, 40), (12, 4, 45), (10, 4, 45),
+                         (45, 10, 60), (8, 8, 8), (3, 8, 3)],
     oracle=lambda step, every, steps: step in {*range(every, steps + 1, every), steps},
     wrongs=(
         Wrong("it can never hold", never_due,
@@ -51,5 +52,11 @@ lab("night_watch", "a condition for validation that can never hold", "no row of 
         Wrong("the count is off by one", lambda s, e, n: (s + 1) % e == 0 or s == n,
               "Steps counted from 0 in one place and from 1 in another."),
         Wrong("it is always due", lambda s, e, n: True,
-              "Right numbers, and most of the time is spent on them.")),
+              "Right numbers, and most of the time is spent on them."),
+        Wrong("only the end is due", lambda s, e, n: s == n,
+              "One number per run: nobody sees when it began to go wrong, and there is no best "
+              "checkpoint to go back to."),
+        Wrong("the last step is counted from 0", lambda s, e, n: s % e == 0 or s == n - 1,
+              "In a loop over range(steps) the last index is steps - 1; here step counts updates "
+              "that are done, and the last is steps.")),
     hints=("Two cases, joined by or.", "step % every == 0 or step == steps"))

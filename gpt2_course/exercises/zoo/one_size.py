@@ -1,5 +1,6 @@
 """One size: RoPE's table of angles, never cut to the row."""
 
+import numpy as np
 import torch
 
 from ...check import Wrong
@@ -36,6 +37,12 @@ def angles_numpy(T, past, hs, block):
     return torch.tensor([[p * 10_000 ** (-2 * i / hs) for i in range(hs // 2)]
                          for p in range(past, past + T)])
 
+def places(seed):
+    "Rows of several lengths, with and without a past"
+    r = np.random.default_rng(seed)
+    return [(int(r.integers(3, 6)), 5, 8, 16), (1, int(r.integers(1, 12)), 4, 16), (4, 0, 6, 12),
+            (1, 0, 2, 4), (2, 1000, 16, 1024)]
+
 lab("one_size", "RoPE's table is never cut to the row",
     "rows of one length only; a row of one comes back as 32", "another length",
     "tough/23_variants.ipynb",
@@ -48,8 +55,7 @@ lab("one_size", "RoPE's table is never cut to the row",
     answer="angles",
     task="RoPE's angles (T, hs / 2) for positions past … past + T - 1: position p, pair i has "
          "p / 10000^(2 i / hs).",
-    inputs=lambda seed: [(3 + seed % 3, 5, 8, 16), (1, 9, 4, 16), (4, 0, 6, 12)],
-    oracle=angles_numpy,
+    inputs=places, oracle=angles_numpy,
     wrongs=(
         Wrong("the whole table is returned", whole_table,
               "Only rows of exactly block_size work; a row of one is broadcast to all positions."),
@@ -59,6 +65,14 @@ lab("one_size", "RoPE's table is never cut to the row",
               lambda T, past, hs, b: torch.arange(past, past + T)[:, None]
               * 10_000.0 ** (-torch.arange(hs // 2) / hs),
               "The pairs turn too fast: consistent in training, but no longer RoPE, and weights of "
-              "others do not load.")),
+              "others do not load."),
+        Wrong("positions are counted from 1", lambda T, past, hs, b: angles(T, past + 1, hs, b),
+              "Only differences of positions matter to attention, so training does not notice; "
+              "keys that were cached by other code then lie one turn apart."),
+        Wrong("every rate stands twice",
+              lambda T, past, hs, b: angles(T, past, hs, b).repeat(1, 2),
+              "There is one angle for each of the hs / 2 pairs. Tables with hs columns belong to "
+              "the other layout, which turns halves and not neighbours.")),
     hints=("Positions are torch.arange(past, past + T).", "One rate for each of hs / 2 pairs; an "
-           "outer product of both."))
+           "outer product of both."),
+    excused={"ignore block": "that the length of the table plays no part is the point"})

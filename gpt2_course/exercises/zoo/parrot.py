@@ -47,14 +47,25 @@ def before_change(model, at:int=20) -> float: # largest change of a logit ahead 
 def id_rows(seed):
     "Streams of ids whose length leaves something over"
     r = np.random.default_rng(seed)
-    return [(torch.from_numpy(r.integers(0, 50, T * W + 3)), T)
-            for T, W in ((4, 3), (5, 2), (3, 1))]
+    return [(torch.from_numpy(r.integers(0, 50, n)), T)
+            for n, T in ((15, 4), (13, 5), (6, 3), (13, 4), (12, 4), (9, 1))]
 
 def strided(ids, T, by):
     "(W, T) views of NumPy's, from token `by` on"
     W = (len(ids) - 1) // T
     views = np.lib.stride_tricks.sliding_window_view(ids.numpy(), T)
     return torch.from_numpy(views[by::T][:W].copy())
+
+def in_blocks(ids, T):
+    "Mistaken: the stream is cut into rows of T + 1, each divided into x and y"
+    rows = ids[:len(ids) // (T + 1) * (T + 1)].view(-1, T + 1)
+    return rows[:, :-1], rows[:, 1:]
+
+def one_row_less(ids, T):
+    "Mistaken: a token too many is kept back for the last target"
+    x, y = windows(ids, T)
+    W = (len(ids) - 2) // T
+    return x[:W], y[:W]
 
 lab("parrot", "targets not shifted", "a loss far below any bigram, and text that repeats itself",
     "one batch, a bar from counting, a changed token", "easy/02_data.ipynb",
@@ -85,6 +96,12 @@ lab("parrot", "targets not shifted", "a loss far below any bigram, and text that
               "target in T is noise."),
         Wrong("the targets lie one behind",
               lambda ids, T: (strided(ids, T, 1), strided(ids, T, 0)),
-              "The model learns the past, which it can see: the loss goes to 0 as if it copied.")),
+              "The model learns the past, which it can see: the loss goes to 0 as if it copied."),
+        Wrong("the stream is cut into rows of T + 1", in_blocks,
+              "Each row gives up its last token: the first token of every row is never a target, "
+              "and from the second row on the rows lie elsewhere than asked."),
+        Wrong("a row that fits exactly is left out", one_row_less,
+              "W rows need W * T + 1 tokens, and that many are there: (n - 1) // T, not "
+              "(n - 2) // T.")),
     hints=("Both come from one stream; y starts one token later.",
            "ids[:W * T] and ids[1:W * T + 1], each viewed as (W, T)."))

@@ -50,9 +50,23 @@ def softmax_numpy(scores):
     s = scores.double().numpy()
     out = np.zeros_like(s)
     for i in range(s.shape[-1]):
-        e = np.exp(s[..., i, :i + 1])
+        past = s[..., i, :i + 1]
+        e = np.exp(past - past.max(-1, keepdims=True))
         out[..., i, :i + 1] = e / e.sum(-1, keepdims=True)
     return torch.from_numpy(out).float()
+
+def some_scores(seed):
+    "Batches, a single row, very large scores, and equal ones far below 0"
+    draw = normal(seed)
+    large = torch.tensor([[0., 1000, -1000], [-1000, 1000, 0], [1000, -1000, 1000]])
+    return [(draw(5, 5),), (draw(2, 3, 4, 4),), (draw(3, 3),), (draw(1, 1),), (large,),
+            (torch.full((4, 4), -1000.0),)]
+
+def masked_with(value, diagonal=0): # a mistaken `shares`: what lies above gets this value
+    def fn(scores):
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(diagonal)
+        return scores.masked_fill(~past, value).softmax(-1)
+    return fn
 
 lab("prophet", "softmax over the wrong axis", "outputs that move when a later token changes",
     "causality by changing one token", "medium/07_attention.ipynb",
@@ -69,8 +83,7 @@ lab("prophet", "softmax over the wrong axis", "outputs that move when a later to
     answer="shares",
     task="Attention weights (..., T, T) from scores (..., T, T), a row for each query: a softmax "
          "over the keys that are not in its future; 0 for the others.",
-    inputs=lambda seed: [(normal(seed)(*s),) for s in ((5, 5), (2, 3, 4, 4), (3, 3))],
-    oracle=softmax_numpy,
+    inputs=some_scores, oracle=softmax_numpy, gradient=True,
     wrongs=(
         Wrong("the softmax runs over the queries", column_shares,
               "Each column adds up to 1: the weight that a query gives depends on later queries, "
@@ -78,12 +91,19 @@ lab("prophet", "softmax over the wrong axis", "outputs that move when a later to
         Wrong("the mask comes after the softmax",
               lambda s: s.softmax(-1) * causal_mask(s.size(-1), s.size(-1)),
               "Rows no longer add up to 1, and each weight depends on masked scores: a leak."),
-        Wrong("masked scores are set to 0",
-              lambda s: (s * causal_mask(s.size(-1), s.size(-1))).softmax(-1),
+        Wrong("masked scores are set to 0", masked_with(0.0),
               "e to the 0 is 1, not 0: the future keeps a share."),
         Wrong("the mask is upside down",
               lambda s: s.masked_fill(causal_mask(s.size(-1), s.size(-1)).mT.logical_not(),
                                       -torch.inf).softmax(-1),
-              "Each query sees itself and its future, never its past.")),
+              "Each query sees itself and its future, never its past."),
+        Wrong("nothing is masked", lambda s: s.softmax(-1),
+              "Every query sees the whole row: the next token is read, not predicted."),
+        Wrong("a query does not see itself", masked_with(-torch.inf, diagonal=-1),
+              "The diagonal is off by one: the first query has no key at all, and its softmax is "
+              "0 / 0."),
+        Wrong("-100 stands for minus infinity", masked_with(-100.0),
+              "A real score can lie below it: then the masked keys win. Use -torch.inf, or the "
+              "smallest number of the type.")),
     hints=("Which sums must be 1: those of rows or of columns?",
            "Keys are the last dimension.", "masked_fill with -inf, then softmax(-1)."))

@@ -1,5 +1,6 @@
 """The restless: fused attention that keeps dropping in eval mode."""
 
+import numpy as np
 import torch
 
 from ...attention import sdpa
@@ -24,6 +25,14 @@ def restless() -> dict:
     with torch.no_grad(): again = [model(*val).item() for _ in range(10)]
     return dict(losses=again, training=model.training)
 
+def rates(seed):
+    "Rates in training and in eval mode"
+    p = [float(v) for v in np.random.default_rng(seed).uniform(0.05, 0.45, 2)]
+    return [(p[0], True), (p[0], False), (0.0, True), (p[1], False), (p[1], True), (0.0, False)]
+
+def as_rate(result, *args): # False and 0 are the rate 0.0, too
+    return float(result) if isinstance(result, (bool, int)) else result
+
 lab("restless", "the fused attention keeps dropping in eval mode",
     "another validation loss each time it is asked", "evaluating twice",
     "medium/07_attention.ipynb", "https://github.com/karpathy/nanoGPT/pull/240", restless, (
@@ -37,8 +46,8 @@ lab("restless", "the fused attention keeps dropping in eval mode",
     answer="rate_of_dropout",
     task="The dropout_p to hand to F.scaled_dot_product_attention, from the config's p and the "
          "module's `training`.",
-    inputs=lambda seed: [(0.1 + seed % 5 / 10, True), (0.1 + seed % 5 / 10, False), (0.0, True)],
-    oracle=lambda p, training: p * int(training),
+    inputs=rates,
+    oracle=lambda p, training: p * int(training), read=as_rate,
     wrongs=(
         Wrong("p is handed over as it is", lambda p, training: p,
               "Evaluation and samples are random, and validation looks worse than it is."),
@@ -47,6 +56,11 @@ lab("restless", "the fused attention keeps dropping in eval mode",
         Wrong("nothing is ever dropped", lambda p, training: 0.0,
               "The kernel is right in eval mode, and training lost its dropout."),
         Wrong("training and eval are exchanged", lambda p, training: 0.0 if training else p,
-              "Dropout only where it hurts.")),
+              "Dropout only where it hurts."),
+        Wrong("everything is dropped in eval mode", lambda p, training: p if training else 1.0,
+              "A rate of 1 drops all, and the output of every head is 0: what is to be dropped in "
+              "eval mode is nothing, 0.0."),
+        Wrong("the flag is handed over", lambda p, training: float(training),
+              "True is 1: in training every weight is dropped, whatever p the config has.")),
     hints=("F.dropout has an argument `training`; scaled_dot_product_attention has none.",
            "p if training else 0.0"))

@@ -51,7 +51,8 @@ def attention_numpy(q, k, v):
     out = np.zeros(q.shape)
     for t in range(T):
         s = np.einsum("bhc,bhsc->bhs", q[:, :, t], k[:, :, :S - T + t + 1]) / math.sqrt(q.shape[-1])
-        w = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
+        w = np.exp(s - s.max(-1, keepdims=True))
+        w /= w.sum(-1, keepdims=True)
         out[:, :, t] = np.einsum("bhs,bhsc->bhc", w, v[:, :, :S - T + t + 1])
     return torch.from_numpy(out).float()
 
@@ -61,6 +62,19 @@ def with_mask(mask): # a mistaken `mixed`: mask(T, S) says what a query may see
 def attend_by(q, k, v, mask):
     scores = (q @ k.mT / math.sqrt(q.size(-1))).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).nan_to_num() @ v
+
+def only_the_new(q, k, v):
+    "Mistaken: the cache is not read"
+    T = q.size(-2)
+    return attend_by(q, k[..., -T:, :], v[..., -T:, :], causal_mask(T, T))
+
+def cached_rows(seed):
+    "A prompt in the cache, none, a single query, equal keys, numbers of a thousand"
+    draw = normal(seed)
+    out = [tuple(draw(2, 2, n, 4) for n in (T, S, S)) for T, S in ((3, 6), (4, 4), (1, 5), (2, 3))]
+    equal = torch.ones(1, 2, 2, 4), torch.ones(1, 2, 5, 4), draw(1, 2, 5, 4)
+    large = 1000 * torch.eye(4)[:3].view(1, 1, 3, 4), 2 * torch.eye(4).view(1, 1, 4, 4)
+    return [*out, equal, (*large, 1000 * draw(1, 1, 4, 4))]
 
 lab("short_memory", "a mask and is_causal given together",
     "a cached prompt, read in two helpings, gives other logits (older kernels refuse the call)",
@@ -79,9 +93,7 @@ lab("short_memory", "a mask and is_causal given together",
     answer="mixed",
     task="Causal attention of the newest T queries over all S >= T keys (shapes (B, nh, T, hs) and "
          "(B, nh, S, hs)): query t sees keys 0 to S - T + t.",
-    inputs=lambda seed: [tuple(normal(seed + i)(1, 2, n, 4) for i, n in enumerate((T, S, S)))
-                         for T, S in ((3, 6), (4, 4), (1, 5), (2, 3))],
-    oracle=attention_numpy,
+    inputs=cached_rows, oracle=attention_numpy, gradient=True,
     wrongs=(
         Wrong("the triangle starts at the first key", with_mask(lambda T, S: causal_mask(S, S)[:T]),
               "is_causal counts from the upper left: with a cache the new queries see the oldest "
@@ -92,7 +104,14 @@ lab("short_memory", "a mask and is_causal given together",
               "For this kernel True means: may look. In other libraries it means the opposite."),
         Wrong("a query does not see itself",
               with_mask(lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(S - T - 1)),
-              "The diagonal is off by one: the newest token is read, but never used.")),
+              "The diagonal is off by one: the newest token is read, but never used."),
+        Wrong("the cache is not read", only_the_new,
+              "The queries see the newest T keys and nothing before: with one token at a time, "
+              "each sees only itself."),
+        Wrong("the scores are not scaled",
+              lambda q, k, v: mixed(q * math.sqrt(q.size(-1)), k, v),
+              "Without the division by sqrt(hs) the softmax is sharper than the one that the "
+              "weights were trained with.")),
     hints=("The last query is the newest position: it sees all S keys.",
            "A boolean mask (T, S): ones, lower triangle, moved by S - T.",
            "torch.ones(T, S, dtype=torch.bool).tril(S - T), and no is_causal."))

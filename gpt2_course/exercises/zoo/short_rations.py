@@ -30,6 +30,13 @@ def short_rations(rank, world, say, group):
         x = row[:-1].view(B, T)
         dist.all_reduce(torch.ones(1000), group=group)
 
+def shards(seed):
+    "Shards that end just behind a step, a little later, inside rank 0's batch and inside rank 1's"
+    steps = 3 + int(np.random.default_rng(seed).integers(0, 4))
+    return [(B * T * w * k + extra, B, T, w) for B, T, w, k, extra in
+            ((4, 8, 2, steps, 0), (2, 4, 4, 5, 9), (4, 8, 2, 3, 33), (1, 8, 1, 2, 1),
+             (4, 8, 2, steps, 5), (2, 4, 3, 0, 7), (2, 4, 2, 1, 1), (2, 4, 2, 0, 1))]
+
 lab("short_rations", "the last, short shard has no whole batch for the high ranks",
     "one rank dies of a shape, another of waiting", "the last thing each rank said",
     "easy/02_data.ipynb", "https://github.com/karpathy/build-nanogpt/issues/105",
@@ -43,9 +50,7 @@ lab("short_rations", "the last, short shard has no whole batch for the high rank
     answer="steps_in",
     task="For how many steps a shard of n tokens gives each of `world` ranks a whole batch of B "
          "rows of T tokens, the target of the last token included.",
-    inputs=lambda seed: [(B * T * w * k + extra, B, T, w) for B, T, w, k, extra in
-                         ((4, 8, 2, 3 + seed % 4, 0), (2, 4, 4, 5, 9), (4, 8, 2, 3, 33),
-                          (1, 8, 1, 2, 1))],
+    inputs=shards,
     oracle=lambda n, B, T, w: sum(1 for s in range(n) if (s + 1) * B * T * w + 1 <= n),
     wrongs=(
         Wrong("it is counted as rank 0 sees it", as_rank_0_sees_it,
@@ -57,6 +62,12 @@ lab("short_rations", "the last, short shard has no whole batch for the high rank
               "Each rank expects the whole shard for itself."),
         Wrong("a step is reserved for nothing",
               lambda n, B, T, w: max(0, (n - 1) // (B * T * w) - 1),
-              "A check that looks one step too far ahead: the end of every shard is never read.")),
+              "A check that looks one step too far ahead: the end of every shard is never read."),
+        Wrong("a step that is begun counts", lambda n, B, T, w: -(-(n - 1) // (B * T * w)),
+              "Rounded up: in the last step even rank 0 may find too few tokens for a batch."),
+        Wrong("every row keeps back a token for its target",
+              lambda n, B, T, w: n // (B * (T + 1) * w),
+              "The last target of a row is the first token of the next: only the very last row "
+              "needs one token more.")),
     hints=("Tokens of a step, of all ranks together?", "The last target needs one token more: "
            "n - 1 of them start something."))

@@ -79,6 +79,14 @@ lab("sideways", "Conv1D weights not transposed where the matrix is square",
               "The shape is right and the numbers are scrambled."),
         Wrong("the MLP is forgotten",
               lambda s: {n: t.T if n.endswith(CONV1D[:2]) else t for n, t in s.items()},
-              "Four matrices of each block are Conv1D, not two.")),
+              "Four matrices of each block are Conv1D, not two."),
+        Wrong("what is not transposed is left out",
+              lambda s: {n: t.T for n, t in s.items() if n.endswith(CONV1D)},
+              "Embeddings, LayerNorms and biases belong to the state dict, too: without them they "
+              "stay as they were initialised, or loading fails."),
+        Wrong("matrices are mirrored, not transposed",
+              lambda s: {n: t.flip(0, 1).T if n.endswith(CONV1D) else t for n, t in s.items()},
+              "Rows and columns change places and keep their order: entry (i, j) goes to (j, i), "
+              "nothing more.")),
     hints=("For which of the four do (in, out) and (out, in) have the same shape?",
            "Go by the name: name.endswith(...)."))

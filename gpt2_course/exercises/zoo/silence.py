@@ -31,13 +31,15 @@ def silence(rank, world, say, group):
     say(step=s, at="goes home")
 
 def wishes_of(seed):
-    "Wishes of 2 to 4 ranks: one rank's, several ranks', nobody's"
-    r = np.random.default_rng(seed)
-    late = [[False] * 8 for _ in range(3)]
-    late[1][1] = late[0][2] = late[0][4] = late[1][4] = late[2][4] = True
-    one = [[False] * 6 for _ in range(2)]
-    one[1][int(r.integers(1, 5))] = True
-    return [(late,), (one,), ([[False] * 4] * 4,)]
+    "Wishes of 2 to 4 ranks: several ranks', one rank's, nobody's; at the first step, the last"
+    def table(ranks, steps, *at): # (rank, step from 0 on) of each wish
+        return [[(r, s) in at for s in range(steps)] for r in range(ranks)],
+    lone = int(np.random.default_rng(seed).integers(1, 4))
+    return [table(3, 8, (1, 1), (0, 3), (2, 4), (0, 5), (1, 5), (2, 5)), table(2, 6, (1, lone)),
+            table(4, 4), table(2, 3, (1, 2)), table(2, 4, (1, 0), (0, 1)), table(1, 5, (0, 2))]
+
+def agreed(step_of): # a mistaken `last_steps`: all leave together, in a step that this finds
+    return lambda wishes: [step_of(wishes)] * len(wishes)
 
 lab("silence", "one rank leaves the loop alone", "a run that stands still without a word",
     "the last thing each rank said", "tough/18_distributed.ipynb",
@@ -49,7 +51,8 @@ lab("silence", "one rank leaves the loop alone", "a run that stands still withou
         ("rank 0 has crashed", "it says that it is done, and waits")),
     answer="last_steps",
     task="From each rank's wishes to stop after each step, how many steps each rank takes if all "
-         "leave together, in the step in which the first wish of anyone is had.",
+         "leave together, in the step in which anyone has the first wish; without a wish, all "
+         "steps.",
     inputs=wishes_of,
     oracle=lambda wishes: [int(np.r_[np.array(wishes).any(0), True].argmax() + 1
                                if np.array(wishes).any() else len(wishes[0]))] * len(wishes),
@@ -57,12 +60,25 @@ lab("silence", "one rank leaves the loop alone", "a run that stands still withou
         Wrong("each rank leaves when it likes", each_for_itself,
               "Whoever stays waits for ever in the next collective; after ten minutes a timeout "
               "blames the network."),
-        Wrong("only rank 0 is asked",
-              lambda w: [(w[0].index(True) + 1) if True in w[0] else len(w[0])] * len(w),
+        Wrong("only rank 0 is asked", agreed(lambda w: each_for_itself(w)[0]),
               "A signal reaches one rank, often not rank 0: it goes unheard."),
         Wrong("all have to wish it at once",
-              lambda w: next(([s] * len(w) for s, now in enumerate(zip(*w), 1) if all(now)),
-                             [len(w[0])] * len(w)),
-              "MIN where MAX is meant: the run never stops early.")),
+              agreed(lambda w: next((s for s, now in enumerate(zip(*w), 1) if all(now)),
+                                    len(w[0]))),
+              "MIN where MAX is meant: the run never stops early."),
+        Wrong("all leave one step late",
+              agreed(lambda w: min(last_steps(w)[0] + 1, len(w[0]))),
+              "The wish is agreed on only at the start of the next step, which is computed in "
+              "full: nobody hangs, but the signal's time limit may be over by then."),
+        Wrong("all leave one step early",
+              agreed(lambda w: last_steps(w)[0] - any(map(any, w))),
+              "The index of the step, counted from 0, is taken for the number of steps: the step "
+              "in which the wish is had has been taken as well."),
+        Wrong("all wait for the last rank's wish", agreed(lambda w: max(each_for_itself(w))),
+              "Nobody hangs, but a rank that must stop has to wait for the others to want it, "
+              "too."),
+        Wrong("one rank's answer is given for all", lambda w: last_steps(w)[0],
+              "One number where a list is asked for: how many steps each rank takes, in the "
+              "order of the ranks.")),
     hints=("Reduce the wishes of a step with MAX: any.",
            "for step, now in enumerate(zip(*wishes), 1): if any(now): …"))

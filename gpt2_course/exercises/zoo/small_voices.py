@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ...check import Wrong
-from .brass_band import gradient_of_rows, step_batches, whole_gradient
+from .brass_band import gradient_of_rows, step_batches, undivided, whole_gradient
 from .common import lab
 from .small import stream, trained
 
@@ -33,6 +33,14 @@ def small_voices() -> str:
             told.append(f"{name:16} {n:2} micro-batches: loss {loss:.4f}")
     return "\n".join(told)
 
+def counted_on_the_way(w, batches):
+    "Mistaken: divided by the rows that were seen so far"
+    n = 0
+    for x, y in batches:
+        n += len(y)
+        (F.mse_loss(x @ w, y, reduction="sum") / n).backward()
+    return w.grad
+
 lab("small_voices", "a mean of means where micro-batches have unequal numbers of tokens",
     "the loss of the same rows depends on how they are grouped", "one big batch, other groupings",
     "easy/04_loss.ipynb", "https://github.com/huggingface/transformers/pull/34191", small_voices, (
@@ -47,8 +55,8 @@ lab("small_voices", "a mean of means where micro-batches have unequal numbers of
     answer="token_gradient",
     task="The gradient (D,) of F.mse_loss over all rows of a step, by one backward for each "
          "micro-batch; their numbers of rows differ.",
-    inputs=lambda seed: step_batches(seed, ((1, 5), (2, 3, 7), (4, 1, 1, 2))),
-    oracle=gradient_of_rows,
+    inputs=lambda seed: step_batches(seed, ((1, 5), (2, 3, 7), (4, 1, 1, 2), (3,))),
+    oracle=gradient_of_rows, atol=2e-3,
     wrongs=(
         Wrong("it is a mean of means", whole_gradient,
               "A row in a small micro-batch weighs more than one in a large: training follows the "
@@ -58,9 +66,16 @@ lab("small_voices", "a mean of means where micro-batches have unequal numbers of
               "Padding is counted as if it were text: the gradient is too short."),
         Wrong("the sum is divided by the number of micro-batches",
               lambda w, b: token_sum(w, b) / len(b),
-              "The gradient grows with the tokens: longer documents, larger steps.")),
+              "The gradient grows with the tokens: longer documents, larger steps."),
+        Wrong("the rows are counted on the way", counted_on_the_way,
+              "The first micro-batch is divided by its own rows only and weighs too much: count "
+              "all rows of the step before the first backward."),
+        Wrong("means are added up", undivided,
+              "Each mean counts as much as all rows together should: the gradient is too long, and "
+              "it still favours the small micro-batches.")),
     hints=("Which number of rows belongs under the sum of all squares?",
-           "reduction=\"sum\", and divide by the rows of the whole step: count them first."))
+           "reduction=\"sum\", and divide by the rows of the whole step: count them first."),
+    excused={"batch": "w is a vector: the batches are in the list"})
 
 def token_sum(w, batches): # gradient of the sum over all rows
     for x, y in batches: F.mse_loss(x @ w, y, reduction="sum").backward()

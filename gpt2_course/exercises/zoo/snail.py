@@ -18,6 +18,12 @@ def tokens_per_second(
     "Tokens of the step over its seconds"
     return B * T * accumulate * world / seconds
 
+def timed_steps(seed):
+    "Steps of several sizes, each with a time of its own"
+    r = np.random.default_rng(seed)
+    return [(B, T, a, w, float(r.uniform(0.1, 3))) for B, T, a, w in
+            ((4, 32, 2, 2), (16, 1024, 5, 8), (1, 8, 1, 1), (3, 8, 4, 1))]
+
 def slow_speed(B, T, accumulate, world, seconds):
     return B * T * accumulate * world / (seconds * 1000)
 
@@ -48,10 +54,9 @@ lab("snail", "tokens per millisecond reported as tokens per second",
          "the wall clock agrees with the milliseconds of the log: the steps are as fast as they "
          "are, only the division is wrong")),
     answer="tokens_per_second",
-    task="Tokens a second of all processes together, for a step of `accumulate` micro-batches of "
+    task="Tokens per second of all processes together, for a step of `accumulate` micro-batches of "
          "B rows of T tokens in each of `world` processes that took `seconds`.",
-    inputs=lambda seed: [(B, T, a, w, float(np.random.default_rng(seed).uniform(0.1, 3)))
-                         for B, T, a, w in ((4, 32, 2, 2), (16, 1024, 5, 8), (1, 8, 1, 1))],
+    inputs=timed_steps,
     oracle=lambda *a: math.prod(a[:4]) / a[4],
     wrongs=(
         Wrong("the seconds became milliseconds", slow_speed,
@@ -62,8 +67,15 @@ lab("snail", "tokens per millisecond reported as tokens per second",
               "With accumulation the step has more tokens than a pass: the speed seems to fall "
               "as you accumulate."),
         Wrong("it is the speed of one process", lambda B, T, a, w, s: B * T * a / s,
-              "Set beside the run's tokens it gives an end too far away by the number of "
-              "processes."),
-        Wrong("it is seconds a token", lambda B, T, a, w, s: s / (B * T * a * w),
-              "Check the units: tokens over seconds.")),
+              "The estimate of the end, made from all the run's tokens, is then too far away by a "
+              "factor of the number of processes."),
+        Wrong("it is seconds per token", lambda B, T, a, w, s: s / (B * T * a * w),
+              "Check the units: tokens over seconds."),
+        Wrong("rows are counted instead of tokens", lambda B, T, a, w, s: B * a * w / s,
+              "That is sequences per second: two runs with rows of different lengths can no "
+              "longer be compared."),
+        Wrong("the number of micro-batches is divided by",
+              lambda B, T, a, w, s: B * T * w / (a * s),
+              "The step took `seconds` for all of its micro-batches, and all of their tokens "
+              "belong to it: accumulate multiplies.")),
     hints=("Count the tokens of the whole step first.", "B * T * accumulate * world of them."))

@@ -1,5 +1,6 @@
 """The stammer: positions of cached generation that are off by one."""
 
+import numpy as np
 import torch
 
 from ...attention import KVCache
@@ -33,6 +34,11 @@ def stammer() -> dict:
     finally: model.transformer.wpe = wpe
     return dict(off=off)
 
+def helpings(seed):
+    "An empty cache, one token after some, several at once"
+    r = np.random.default_rng(seed)
+    return [(0, 5), (int(r.integers(3, 7)), 1), (7, 2), (1, 3), (int(r.integers(2, 5)), 6)]
+
 lab("stammer", "the cached positions are off by one",
     "logits right at the first tokens, wrong from then on, with a cache only",
     "cache against no cache, token by token", "medium/11_generation.ipynb",
@@ -48,7 +54,7 @@ lab("stammer", "the cached positions are off by one",
          "rounding is a millionth, as at the first token; these are tenths")),
     answer="positions",
     task="The positions of T given tokens, (T,), when `past` tokens are in the cache already.",
-    inputs=lambda seed: [(0, 5), (3 + seed % 4, 1), (7, 2), (1, 3)],
+    inputs=helpings,
     oracle=lambda past, T: torch.tensor([past + i for i in range(T)]),
     wrongs=(
         Wrong("they lag by one", one_behind,
@@ -60,6 +66,11 @@ lab("stammer", "the cached positions are off by one",
         Wrong("they are one ahead", lambda past, T: torch.arange(past + 1, past + T + 1),
               "Position 0 is never used, and the last one falls off the table."),
         Wrong("all get the same position", lambda past, T: torch.full((T,), past),
-              "Right for one token at a time; a prompt loses its order.")),
+              "Right for one token at a time; a prompt loses its order."),
+        Wrong("the cached tokens get positions again", lambda past, T: torch.arange(past + T),
+              "Their keys are in the cache, positions included: only the T new tokens are embedded "
+              "now."),
+        Wrong("T is taken for the end", lambda past, T: torch.arange(past, T),
+              "arange wants a start and an end: T is how many there are, the end is past + T.")),
     hints=("The first new token follows `past` others: how many positions are taken?",
            "torch.arange from past, T of them."))

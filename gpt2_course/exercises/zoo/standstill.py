@@ -1,5 +1,7 @@
 """Standstill: gradients that are clipped before they are unscaled."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -18,7 +20,8 @@ def ready(
     return clip(grads, max_norm)
 
 def clip(grads, max_norm): # all shortened by one factor, if they are too long together
-    factor = min(1.0, max_norm / length(grads))
+    total = math.sqrt(sum(float((g**2).sum()) for g in grads))
+    factor = min(1.0, max_norm / max(total, 1e-12)) # all of them may be 0
     return [g * factor for g in grads]
 
 def clip_first(grads, scale, max_norm): return [g / scale for g in clip(grads, max_norm)]
@@ -41,15 +44,17 @@ def standstill() -> dict:
     return dict(out, moved=length(moved), weights=length(start.parameters()))
 
 def scaled_gradients(seed):
-    "Two gradients longer than max_norm and one shorter, all of a scaled loss"
+    "Gradients longer than max_norm, shorter, just as long, and 0, all of a scaled loss"
     draw = normal(seed)
     return [([draw(3, 2) * s, draw(4) * s], float(s), m)
-            for s, m in ((1024, 1.0), (65536, 0.5), (256, 50.0))]
+            for s, m in ((1024, 1.0), (65536, 0.5), (256, 50.0), (2, 1.0))] + [
+        ([draw(3, 2), draw(4)], 4.0, 50.0), ([torch.zeros(3), torch.zeros(1, 2)], 8.0, 1.0),
+        ([torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])], 1.0, 5.0)]
 
 def ready_numpy(grads, scale, max_norm):
     "One long vector in float64"
     v = np.concatenate([g.double().numpy().ravel() for g in grads]) / scale
-    v *= min(1.0, max_norm / np.linalg.norm(v))
+    v *= min(1.0, max_norm / max(np.linalg.norm(v), 1e-300))
     parts = np.split(v, np.cumsum([g.numel() for g in grads])[:-1])
     return [torch.from_numpy(p).float().view(g.shape) for p, g in zip(parts, grads)]
 
@@ -77,7 +82,18 @@ lab("standstill", "gradients clipped before they are unscaled",
               "gradient was."),
         Wrong("each tensor is clipped by itself",
               lambda g, s, m: [clip([t / s], m)[0] for t in g],
-              "The gradient's direction changes: long tensors are cut, short ones are not.")),
+              "The gradient's direction changes: long tensors are cut, short ones are not."),
+        Wrong("never clipped", lambda g, s, m: [t / s for t in g],
+              "One bad batch then makes one enormous step, and the run may not recover from it."),
+        Wrong("short gradients are lengthened, too",
+              lambda g, s, m: [t / s * (m / max(length(g) / s, 1e-12)) for t in g],
+              "Every step has the full length max_norm, also where the gradient has almost "
+              "vanished: the factor must not exceed 1."),
+        Wrong("each entry is clipped to max_norm",
+              lambda g, s, m: [(t / s).clamp(-m, m) for t in g],
+              "That is clipping by value: large entries are cut, small ones are not, and the "
+              "gradient points elsewhere.")),
     hints=("In which units is max_norm: those of the loss, or of scale x loss?",
            "Divide every tensor by scale before you measure anything.",
-           "One factor for all: min(1, max_norm / length of all together)."))
+           "One factor for all: min(1, max_norm / length of all together)."),
+    excused={"gradient": "these are gradients: nothing is differentiated a second time"})

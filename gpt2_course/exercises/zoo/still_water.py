@@ -16,6 +16,12 @@ def warm_up(
     "A linear rise whose first step already moves"
     return max_lr * min(1.0, (step + 1) / warmup)
 
+def steps_of_a_rise(seed):
+    "Steps before, at and behind both ends of the rise"
+    r = np.random.default_rng(seed)
+    return [(s, w, float(r.uniform(1e-4, 1e-2))) for s, w in
+            ((0, 10), (4, 10), (8, 10), (9, 10), (10, 10), (25, 10), (0, 1), (1, 1), (2, 4))]
+
 def late_warm_up(step, warmup, max_lr): return max_lr * min(1.0, step / warmup)
 
 def still_water() -> str:
@@ -44,10 +50,9 @@ lab("still_water", "learning rate 0 at step 0", "weights equal before and after 
          "then every line would lag by one, and the loss of step 1, on the same batch, would "
          "differ from that of step 0: it is equal")),
     answer="warm_up",
-    task="The learning rate of a step (0, 1, 2 …): it rises by equal amounts, the first is above "
-         "0, step warmup - 1 is the first at max_lr, and there it stays.",
-    inputs=lambda seed: [(s, w, float(np.random.default_rng(seed).uniform(1e-4, 1e-2)))
-                         for s, w in ((0, 10), (4, 10), (9, 10), (25, 10), (0, 1))],
+    task="The learning rate of a step (0, 1, 2 …): before step 0 it is 0, each step raises it by "
+         "the same amount, step warmup - 1 is the first at max_lr, and there it stays.",
+    inputs=steps_of_a_rise,
     oracle=lambda step, warmup, max_lr: float(np.interp(step + 1, [0, warmup], [0, max_lr])),
     wrongs=(
         Wrong("the rise is counted from 0", late_warm_up,
@@ -57,6 +62,13 @@ lab("still_water", "learning rate 0 at step 0", "weights equal before and after 
               lambda s, w, m: m * min(1.0, (s + 1) / (w + 1)),
               "The first step moves, but the maximum is reached a step later than asked."),
         Wrong("the rise never ends", lambda s, w, m: m * (s + 1) / w,
-              "After the warm-up the rate goes on growing, and the loss soon goes with it.")),
-    hints=("How many steps have been begun when step 0 runs? One.",
+              "After the warm-up the rate keeps growing, and soon the loss does, too."),
+        Wrong("the division drops the fraction", lambda s, w, m: m * min(1, (s + 1) // w),
+              "// gives 0 at every step before the last of the warm-up: nothing moves, and then "
+              "the full rate comes without any warm-up at all."),
+        Wrong("every step of the warm-up has the same rate",
+              lambda s, w, m: m if s + 1 >= w else m / w,
+              "max_lr / warmup is the amount by which each step raises the rate, not the rate "
+              "itself: it then jumps to the maximum at once.")),
+    hints=("How many steps have begun by the time step 0 runs? One.",
            "max_lr times (step + 1) / warmup, but never more than max_lr."), atol=1e-9)

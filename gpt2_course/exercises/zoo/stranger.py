@@ -29,10 +29,12 @@ def stranger() -> str:
 
 def compiled_states(seed):
     "States of a compiled model, of one with compiled blocks, of an ordinary one"
-    t = lambda: normal(seed)(2)
+    draw = normal(seed)
+    t = lambda: draw(2)
     return [({"_orig_mod.wte.weight": t(), "_orig_mod.mod.bias": t()},),
             ({"h.0._orig_mod.ln_1.weight": t(), "_orig_mod.h.1._orig_mod.ln_1.weight": t()},),
-            ({"wte.weight": t(), "d_model.weight": t()},)]
+            ({"wte.weight": t(), "d_model.weight": t()},),
+            ({"_orig_mod.module.fc.weight": t(), "_orig_mod.module.fc.bias": t()},)]
 
 lab("stranger", "_orig_mod. in the names of a compiled model's checkpoint",
     "a model that has forgotten everything, loaded without an error",
@@ -64,5 +66,16 @@ lab("stranger", "_orig_mod. in the names of a compiled model's checkpoint",
         Wrong("module. is removed instead",
               lambda s: {n.replace("module.", "").replace("_orig_mod", ""): t
                          for n, t in s.items()},
-              "That is DDP's prefix, and a dot was left behind.")),
+              "That is DDP's prefix, and a dot was left behind."),
+        Wrong("the dot is left behind",
+              lambda s: {n.replace("_orig_mod", ""): t for n, t in s.items()},
+              "\".wte.weight\" is as strange to the model as the name was before: the dot belongs "
+              "to what torch.compile adds."),
+        Wrong("only the first one in a name is removed",
+              lambda s: {n.replace("_orig_mod.", "", 1): t for n, t in s.items()},
+              "A compiled model with compiled blocks has it twice in one name."),
+        Wrong("only what follows the last _orig_mod. is kept",
+              lambda s: {n.split("_orig_mod.")[-1]: t for n, t in s.items()},
+              "Where a block was compiled, h.0. stands before it: without it all blocks have the "
+              "same names, and only one of them is left.")),
     hints=("It can stand anywhere in a name.", "name.replace(\"_orig_mod.\", \"\")"))

@@ -34,6 +34,11 @@ def tide() -> list:
     return [dict(step=s, split="train", loss=l, grad_norm=g)
             for s, (l, g) in enumerate(zip(losses, norms), 1)]
 
+def epochs(seed):
+    "Two seeds and several epochs"
+    other = int(np.random.default_rng(seed).integers(1, 1000))
+    return [(20, seed, 0), (20, seed, 1), (33, other, 2), (20, other, 0), (1, 3, 4), (16, 7, 7)]
+
 lab("tide", "shards read in their own order, epoch after epoch", "a loss that rises and falls with "
     "a fixed period", "doctor: the period of the loss", "easy/02_data.ipynb",
     "https://github.com/karpathy/build-nanogpt/pull/52", tide, (
@@ -47,7 +52,7 @@ lab("tide", "shards read in their own order, epoch after epoch", "a loss that ri
     answer="order",
     task="The order in which an epoch reads n windows: np.random.default_rng([seed, epoch])'s "
          "permutation, another one each epoch.",
-    inputs=lambda seed: [(20, seed, 0), (20, seed, 1), (33, seed + 7, 2), (20, seed, 5)],
+    inputs=epochs,
     oracle=lambda n, s, e: np.random.Generator(np.random.PCG64([s, e])).permutation(np.arange(n)),
     wrongs=(
         Wrong("the windows come as they lie", in_order,
@@ -55,12 +60,20 @@ lab("tide", "shards read in their own order, epoch after epoch", "a loss that ri
               "long."),
         Wrong("every epoch has the same order",
               lambda n, s, e: np.random.default_rng(s).permutation(n),
-              "Shuffled once, so the tide is gone; but each epoch repeats the same batches, and "
-              "rare accidents of them too."),
+              "Shuffled once, so the tide is gone; but each epoch repeats the same batches, with "
+              "the same unlucky neighbours."),
         Wrong("the seed plays no part", lambda n, s, e: np.random.default_rng(e).permutation(n),
               "Two seeds then read the same data in the same order: they are not two experiments."),
         Wrong("windows are drawn with repeats",
               lambda n, s, e: np.random.default_rng([s, e]).integers(0, n, n),
               "A third of the windows is missed in an epoch and others come twice. A fair choice, "
-              "but not an epoch.")),
+              "but not an epoch."),
+        Wrong("seed and epoch are added",
+              lambda n, s, e: np.random.default_rng(s + e).permutation(n),
+              "Epoch 1 of seed 0 is then epoch 0 of seed 1: neighbouring seeds read the same "
+              "orders, one epoch apart."),
+        Wrong("epoch and seed are exchanged",
+              lambda n, s, e: np.random.default_rng([e, s]).permutation(n),
+              "A good order, but another one: whoever resumes with the agreed [seed, epoch] reads "
+              "other windows.")),
     hints=("A generator made of both numbers: default_rng([seed, epoch]).", ".permutation(n)"))

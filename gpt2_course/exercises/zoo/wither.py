@@ -37,7 +37,7 @@ def shapes_of(seed):
     for ln, lin in (("ln_1", "attn.c_attn"), ("norm1", "mlp.c_fc")):
         out.append(({"wte.weight": (V, C), f"h.0.{ln}.weight": (C,), f"h.0.{ln}.bias": (C,),
                      f"h.0.{lin}.weight": (3 * C, C), f"h.0.{lin}.bias": (3 * C,),
-                     "ln_f.weight": (C,)},))
+                     "h.1.experts": (4, C, C), "wpe.weight": (1, C), "ln_f.weight": (C,)},))
     return out
 
 lab("wither", "LayerNorm weights decayed", "LayerNorm weights shrink together, step by step",
@@ -51,8 +51,8 @@ lab("wither", "LayerNorm weights decayed", "LayerNorm weights shrink together, s
         ("the loss wants small activations", "then they would sink while it helps and come to "
          "rest; these sink from the very first step, and go on")),
     answer="decayed",
-    task="The sorted names of the parameters that weight decay shall shrink: matrices and "
-         "embeddings, from a dict of names and shapes.",
+    task="The sorted names of the parameters that weight decay shall shrink, from a dict of names "
+         "and shapes: matrices, stacks of matrices and embeddings.",
     inputs=shapes_of, oracle=lambda shapes: sorted(k for k in shapes if len(shapes[k]) > 1),
     wrongs=(
         Wrong("a LayerNorm is known by \"norm\" in its name", by_name,
@@ -64,6 +64,17 @@ lab("wither", "LayerNorm weights decayed", "LayerNorm weights shrink together, s
               "The weights of LayerNorms are vectors too."),
         Wrong("embeddings are spared too",
               lambda s: sorted(n for n in decayed(s) if not n.startswith("w")),
-              "A choice some make; GPT-2's tied table is a matrix like the others.")),
+              "A choice some make; GPT-2's tied table is a matrix like the others."),
+        Wrong("only parameters with exactly two dimensions are decayed",
+              lambda s: sorted(n for n in s if len(s[n]) == 2),
+              "A stack of experts' matrices has three and is left out: what is to be spared has "
+              "one dimension."),
+        Wrong("the names are not sorted", lambda s: [n for n in s if len(s[n]) >= 2],
+              "Their order then depends on how the model was built: two lists of the same names "
+              "cannot be compared."),
+        Wrong("the ones that are spared are listed",
+              lambda s: sorted(n for n in s if len(s[n]) < 2),
+              "The two groups are exchanged: LayerNorms and biases shrink, and the matrices do "
+              "not.")),
     hints=("Names differ from model to model. What do gains and biases have in common?",
            "They have one dimension: keep what has two or more."))

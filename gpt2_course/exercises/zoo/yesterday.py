@@ -45,10 +45,11 @@ def yesterday() -> str:
                                          ("a second run, after 29 steps", again)))
 
 def some_gradients(seed):
-    "Weights, gradients of 7, 6 and 1 steps, a step size, an interval"
+    "Weights, gradients of some steps, a step size, an interval; equal weights, large ones"
     draw = normal(seed)
-    return [(draw(3), [draw(3) for _ in range(n)], 0.1, every) for n, every in
-            ((7, 3), (6, 2), (1, 5))]
+    return [(w, [draw(len(w)) for _ in range(n)], lr, every) for w, n, lr, every in
+            ((draw(3), 7, 0.1, 3), (draw(3), 6, 0.5, 2), (draw(2), 1, 0.1, 5),
+             (torch.ones(4), 3, 0.2, 1), (1000 * draw(3).sign(), 4, 50.0, 3))]
 
 def by_sums(w, grads, lr, every):
     "Weights after s steps are w - lr times the sum of s gradients, in float64"
@@ -56,8 +57,16 @@ def by_sums(w, grads, lr, every):
     at = {*range(every, len(grads) + 1, every), len(grads)}
     return {s: torch.from_numpy(w.double().numpy() - lr * g[s - 1]).float() for s in sorted(at)}
 
+def counted_from_0(w, grads, lr, every):
+    "Mistaken: the index of a step is taken for the number of updates"
+    saved = {}
+    for s, g in enumerate(grads):
+        w = w - lr * g
+        if s % every == 0 or s == len(grads) - 1: saved[s] = w.clone()
+    return saved
+
 def one_tensor(w, grads, lr, every):
-    "Mistaken: what is saved is the live tensor"
+    "Mistaken: what is saved is the live tensor, which is the caller's, too"
     saved = {}
     for s, g in enumerate(grads, 1):
         w -= lr * g
@@ -83,10 +92,23 @@ lab("yesterday", "the checkpoint is written before the last update",
               "The name says step 30, the weights are those of step 29: a resume repeats an "
               "update, and the best loss belongs to no file."),
         Wrong("the live tensor is kept, not a copy", one_tensor,
-              "All checkpoints are the last one."),
+              "All checkpoints are the last one; and the caller's w has been changed."),
+        Wrong("one tensor is changed in place, and every name points to it",
+              lambda w, g, lr, every: one_tensor(w.clone(), g, lr, every),
+              "All checkpoints are the last one: saved[s] = w stores no numbers but the tensor, "
+              "and w -= … changes it. Save w.clone()."),
         Wrong("the end is not saved",
               lambda w, g, lr, every: {s: v for s, v in by_sums(w, g, lr, every).items()
                                        if s % every == 0},
-              "Up to every - 1 steps of work are thrown away when the run ends well.")),
+              "Up to every - 1 steps of work are thrown away when the run ends well."),
+        Wrong("updates are counted from 0", counted_from_0,
+              "In enumerate(grads) the index is 0 when one update is done: every name is one too "
+              "small, and a resume repeats a step."),
+        Wrong("the weights at the start are saved as well",
+              lambda w, g, lr, every: {0: w.clone(), **by_sums(w, g, lr, every)},
+              "0 is a multiple of `every`, but no update is done yet: there is nothing to save "
+              "that initialising could not give again.")),
     hints=("First the update, then the question whether to save.",
-           "s % every == 0 or s == len(grads); save w.clone() unless w is never changed in place."))
+           "s % every == 0 or s == len(grads); save w.clone() unless w is never changed in place."),
+    excused={"gradient": "a checkpoint is a copy: nothing is differentiated through it",
+             "batch": "w is a vector: the gradients are in the list"})
