@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['REGISTRY', 'MOST', 'EMPTY', 'SECONDS', 'LEVELS', 'Wrong', 'Exercise', 'register', 'find', 'load_all', 'answer',
            'TimeUp', 'within', 'guarded', 'Outcome', 'run', 'names_of', 'described', 'is_stub', 'place', 'Verdict',
-           'agree', 'explanations', 'judge', 'untouched', 'is_empty', 'not_attempted', 'too_slow', 'spoiled',
-           'with_gradients', 'size', 'wrong', 'check', 'hint', 'solution', 'progress']
+           'agree', 'explanations', 'judge', 'untouched', 'empty', 'is_empty', 'not_attempted', 'forgotten', 'too_slow',
+           'spoiled', 'with_gradients', 'size', 'wrong', 'check', 'hint', 'solution', 'progress']
 
 # %% ../nbs/reference/check.ipynb #imports
-import contextlib, copy, dis, functools, importlib, inspect, itertools, linecache, pkgutil, random
+import contextlib, copy, dis, importlib, inspect, itertools, linecache, pkgutil, random
 import signal, sys, textwrap, threading
 from dataclasses import dataclass, field
 from datetime import date
@@ -77,7 +77,7 @@ def find(
 
 def load_all():
     "Import every module of gpt2_course.exercises: one for each chapter"
-    import gpt2_course.exercises as catalogue
+    catalogue = importlib.import_module("gpt2_course.exercises")
     for module in pkgutil.iter_modules(catalogue.__path__):
         importlib.import_module(f"gpt2_course.exercises.{module.name}")
 
@@ -163,9 +163,10 @@ def run(
             empty = value is None or value is Ellipsis
             if e.read is not None and not empty: value = e.read(value, *mine)
         except (Exception, SystemExit) as error: return Outcome(error=error)
-    changed = tuple(n for n, a, b in zip(names, args, mine) if not unchanged(a, b))
-    if e.changes: value = value, {n: b for n, b in zip(names, mine) if n in e.changes}
-    return Outcome(value, None, tuple(n for n in changed if n not in e.changes))
+    ours = names_of(e, answer(e.name), len(args)) # `changes` speaks of the package's names
+    if e.changes: value = value, {n: b for n, b in zip(ours, mine) if n in e.changes}
+    return Outcome(value, None, tuple(n for n, own, a, b in zip(names, ours, args, mine)
+                                      if own not in e.changes and not unchanged(a, b)))
 
 # %% ../nbs/reference/check.ipynb #names
 def names_of(
@@ -270,14 +271,15 @@ def judge(
     try: within(SECONDS, lambda: outcomes.extend(
         run(e, fn, args, names, seed) for args in inputs))
     except TimeUp as late: return too_slow(e, fn, inputs, outcomes, names, late)
-    if is_empty(outcomes) or all(untouched(o.error) for o in outcomes):
-        return not_attempted(e, fn, outcomes)
     wanted = [run(e, e.oracle, args, names, seed) for args in inputs]
     for w in wanted:
         if w.error is not None: raise w.error # a fault of ours
+    if all(untouched(o.error) for o in outcomes) or is_empty(outcomes) and is_stub(fn):
+        return not_attempted(e)
+    if is_empty(outcomes) and not any(empty(w.value) for w in wanted): return forgotten(e)
     close = dict(rtol=e.rtol, atol=e.atol, exact=e.exact)
     faults = [o.error or difference(o.value, w.value, **close) for o, w in zip(outcomes, wanted)]
-    changed = sorted({n for o in outcomes for n in o.changed})
+    changed = [n for n in names if any(n in o.changed for o in outcomes)]
     if not any(faults) and not changed: return with_gradients(e, fn, inputs, names, seed)
     known = explanations(e, inputs, outcomes, names, seed)
     if len(known) == 1:
@@ -290,18 +292,20 @@ def judge(
 def untouched(error) -> bool: # a bare `raise NotImplementedError`; PyTorch's come with a message
     return isinstance(error, NotImplementedError) and not error.args
 
-def is_empty(outcomes) -> bool: # whether nothing ever came back
-    nothing = lambda v: v is None or v is Ellipsis or (
-        type(v) is tuple and len(v) == 2 and nothing(v[0]) and isinstance(v[1], dict))
-    return all(o.error is None and nothing(o.value) for o in outcomes)
+def empty(value) -> bool: # whether a function gave nothing, beside what it changed
+    changed = type(value) is tuple and len(value) == 2 and isinstance(value[1], dict)
+    return value is None or value is Ellipsis or changed and empty(value[0])
 
-def not_attempted(e, fn, outcomes):
-    "A stub, or a forgotten return"
-    if is_empty(outcomes) and not is_stub(fn):
-        return Verdict("nothing", f"✗ {e.name}: your function computes something and returns "
-                       "nothing. Is the `return` missing?")
+def is_empty(outcomes) -> bool: # whether nothing ever came back
+    return all(o.error is None and empty(o.value) for o in outcomes)
+
+def not_attempted(e):
     return Verdict("open", f"○ {e.name}: not attempted yet. {e.task} Run this cell again when "
                    f"you have; hint({e.name!r}) helps.")
+
+def forgotten(e):
+    return Verdict("nothing", f"✗ {e.name}: your function computes something and returns nothing. "
+                   "Is the `return` missing?")
 
 def too_slow(e, fn, inputs, outcomes, names, late):
     "An endless loop, or nearly one"
@@ -312,9 +316,11 @@ def too_slow(e, fn, inputs, outcomes, names, late):
 
 def spoiled(e, changed):
     "The results are right, but an input is no longer what it was"
+    many = len(changed) > 1
     return Verdict("changes", f"✗ {e.name}: the result is right, but your function changes its "
-                   f"input {' and '.join(changed)}. The caller still needs it: make a new value, as "
-                   "x = x + y does, where x += y writes into the old one.")
+                   f"input{'s' * many} {' and '.join(changed)}. The caller still needs "
+                   f"{'them' if many else 'it'}: make a new value, as x = x + y does, where "
+                   "x += y writes into the old one.")
 
 def with_gradients(e, fn, inputs, names, seed):
     "The results are right; where the task is a piece of a network, gradients have to be, too"
@@ -326,9 +332,11 @@ def with_gradients(e, fn, inputs, names, seed):
         except (Exception, SystemExit, TimeUp) as error:
             found = f"the backward pass raises {type(error).__name__}: {clip(str(error), 200)}"
         if found:
-            return Verdict("gradient", f"✗ {e.name}: the numbers are right, but {found}. What "
-                           "stands below it in a network could not learn. Do not use .detach(), "
-                           ".numpy(), .item() or torch.no_grad() on the way.")
+            lost = found.startswith(("no gradient", "the backward"))
+            advice = (" Do not use .detach(), .numpy(), .item() or torch.no_grad() on the way."
+                      if lost else "")
+            return Verdict("gradient", f"✗ {e.name}: the values are right, but "
+                           f"{found.rstrip('.')}. Layers below it could not learn.{advice}")
     return Verdict("right", f"✓ {e.name}: right.")
 
 # %% ../nbs/reference/check.ipynb #wrong
@@ -336,8 +344,8 @@ def size(x) -> int: # numbers and letters in a value, to find the smallest input
     if isinstance(x, (str, bytes)): return len(x)
     if isinstance(x, dict): return sum(size(v) for v in x.values())
     if isinstance(x, (list, tuple)): return sum(map(size, x))
-    found = numbers(x)
-    return 1 if found is None else found.size
+    array = numbers(x)
+    return 1 if array is None else array.size
 
 def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
     "The verdict on a result that no mistake of the catalogue explains"
@@ -352,7 +360,7 @@ def wrong(e, fn, inputs, outcomes, wanted, faults, names, seed):
         said = "it calls exit()" if left else f"{kind(faults[i])[2:].strip()}: {clip(str(faults[i]), 300)}"
         return Verdict("raised", f"✗ {e.name}: raised{f' in {at}' if at else ''}, for {given}:\n"
                        f"    {said}\n  {helps}")
-    if outcomes[i].value is None:
+    if empty(outcomes[i].value):
         return Verdict("differs", f"✗ {e.name}: it returns nothing for {given}. Is there a way "
                        f"through your function without a `return`?\n  {helps}")
     lines = [f"✗ {e.name}: wrong for {given}: {faults[i]}"]
@@ -410,8 +418,8 @@ def progress():
         state = tally.get(e.name, {}).get("state", "open")
         chapters.setdefault(e.chapter, []).append(state)
     levels = {}
-    for level, numbers in LEVELS.items():
-        mine = {c: states for c, states in sorted(chapters.items()) if int(c) in numbers}
+    for level, own in LEVELS.items():
+        mine = {c: states for c, states in sorted(chapters.items()) if int(c) in own}
         states = [s for all in mine.values() for s in all]
         levels[level] = states.count("right"), len(states)
         print(f"{level}: {states.count('right')} of {len(states)}")

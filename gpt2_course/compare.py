@@ -21,6 +21,7 @@ def numbers(
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    if isinstance(x, range): x = list(x)
     if isinstance(x, (list, tuple)) and any(isinstance(i, torch.Tensor) for i in x):
         x = [numbers(i) for i in x]
     if isinstance(x, (str, bytes, dict, set)) or x is None: return None
@@ -63,6 +64,7 @@ def _written(x):
         return f"({inside},)" if len(x) == 1 else f"({inside})"
     if type(x) is dict:
         return "{" + ", ".join(f"{k!r}: {_written(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, torch.nn.Module): return type(x).__name__
     return repr(x)
 
 # %% ../nbs/reference/compare.ipynb #difference
@@ -76,11 +78,14 @@ def difference(
     "Where two results differ first"
     at = f" at {where}" if where else ""
     inner = dict(rtol=rtol, atol=atol, exact=exact)
+    if isinstance(got, torch.nn.Module) and isinstance(want, torch.nn.Module):
+        got, want = dict(got.state_dict()), dict(want.state_dict())
     if exact and type(got) is not type(want): return f"it gives {kind(got)}{at}, not {kind(want)}"
     if isinstance(want, (torch.Tensor, np.ndarray)):
         return array_difference(got, want, rtol, atol, at, exact)
     if isinstance(want, (list, tuple)):
         if isinstance(got, (torch.Tensor, np.ndarray)) and got.ndim > 0: got = got.tolist()
+        if isinstance(got, range): got = list(got)
         if not isinstance(got, (list, tuple)): return f"it gives {kind(got)}{at}, not {kind(want)}"
         if len(got) != len(want): return f"it gives {counted(len(got), 'item')}{at}, not {len(want)}"
         found = (difference(g, w, where=f"{where}[{i}]", **inner)
@@ -124,7 +129,7 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if right is None: # an array of strings or objects
         same = isinstance(got, np.ndarray) and np.array_equal(got, want)
         return None if same else f"it gives {short(got)}{at}, where {short(want)} is right"
-    scalar = not isinstance(got, (torch.Tensor, np.ndarray, list, tuple)) and right.ndim
+    scalar = not isinstance(got, (torch.Tensor, np.ndarray, list, tuple, range)) and right.ndim
     if mine is None or scalar: return f"it gives {kind(got)}{at}, not {kind(want)} of numbers"
     if mine.shape != right.shape: return f"it gives the shape {mine.shape}{at}, not {right.shape}"
     if not mine.size and not exact: return None
@@ -138,9 +143,9 @@ def array_difference(got, want, rtol, atol, at, exact=False):
     if same.all(): return None
     i, wrong = tuple(map(int, np.argwhere(~same)[0])), int((~same).sum())
     verb = "differs" if wrong == 1 else "differ"
-    first = f"the first{at} is {list(i)}: " if i else ""
-    found = f"{first}{short(mine[i].item())}, where {short(right[i].item())} is right"
-    return f"{wrong} of {same.size} entries {verb}; {found}" if i else f"it gives {found}"
+    said = f"{short(mine[i].item())}, where {short(right[i].item())} is right"
+    if not i: return f"it gives {said}"
+    return f"{wrong} of {same.size} entries{at} {verb}; the first is {list(i)}: {said}"
 
 # %% ../nbs/reference/compare.ipynb #unchanged
 def unchanged(
@@ -163,7 +168,9 @@ def unchanged(
     if isinstance(before, (set, frozenset, bytearray)): return before == after
     if is_dataclass(before) and not isinstance(before, type):
         return all(unchanged(getattr(before, f.name), getattr(after, f.name)) for f in fields(before))
-    return True # numbers and strings cannot be changed; generators and files change by being used
+    if before is None or isinstance(before, (bool, int, float, complex, str, bytes, np.generic)):
+        return type(before) is type(after) and bool(before == after or before != before)
+    return True # generators and files change by being used
 
 # %% ../nbs/reference/compare.ipynb #gradients
 def with_gradient(x, name, leaves):

@@ -40,7 +40,7 @@ def certificate(
     words = [f"{name}: {right} of {n}" + ", complete" * (right == n > 0)
              for name, (right, n) in levels.items()]
     bars = []
-    for i, ((name, (right, n)), text) in enumerate(zip(levels.items(), words)):
+    for i, (name, (right, n)) in enumerate(levels.items()):
         y, width = 78 + 34 * i, round(200 * right / max(1, n))
         bars.append(f'<text x="24" y="{y + 12}">{"★ " * (right == n > 0)}{name}</text>'
                     f'<rect x="110" y="{y}" width="200" height="14" fill="#dddddd"/>'

@@ -91,8 +91,9 @@ def nothing(e, seeds):
         result = check.answer(e.name)(*args)
         del result
 
-    states = [check.judge(e.name, f).state for f in (stub, raises, forgot)]
-    return [] if states == ["open", "open", "nothing"] else [f"stub, NotImplementedError, forgotten return: {states}"]
+    *stubs, last = (check.judge(e.name, f) for f in (stub, raises, forgot))
+    told = last.state == "nothing" or "returns nothing for" in last.message  # where None can be right
+    return [] if told and all(s.state == "open" for s in stubs) else [f"{s.state}: {s.message}" for s in (*stubs, last)]
 
 
 def memory(e, seeds):
@@ -131,7 +132,8 @@ def damage(x) -> bool:
         return False
     if isinstance(x, torch.Tensor) and x.numel():
         with torch.no_grad():
-            x.view(-1)[0] = ~x.view(-1)[0] if x.dtype == torch.bool else x.view(-1)[0] * 2 + 1 if x.view(-1)[0] != -1 else 3
+            first = (0,) * x.ndim
+            x[first] = ~x[first] if x.dtype == torch.bool else 1 if x[first] == 0 or not torch.isfinite(x[first]) else 0
         return True
     if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "biufc" and x.flags.writeable:
         x.flat[0] = not x.flat[0] if x.dtype.kind == "b" else 1 if x.flat[0] == 0 else 0

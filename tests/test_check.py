@@ -254,6 +254,8 @@ def test_two_mistakes_that_explain_alike_are_not_named(monkeypatch):
         (2**62 + 1, 2**62, "is right"),
         (torch.tensor([2**62 + 1]), torch.tensor([2**62]), "1 of 1 entries differs"),
         (torch.ones(2, dtype=torch.bfloat16), torch.ones(2), None),
+        (range(3), torch.tensor([0, 1, 2]), None),
+        (range(3), [0, 1, 2], None),
         (np.array([]), torch.zeros(0, dtype=torch.long), None),
     ],
 )
@@ -272,7 +274,8 @@ def test_unchanged_sees_deep_changes_and_nan():
     assert unchanged(nan, nan.clone()) and not unchanged(nan, torch.tensor([0.0, 1.0]))
     layer = torch.nn.Linear(2, 2)
     assert unchanged(layer, layer) and not unchanged(layer, torch.nn.Linear(2, 2))
-    assert not unchanged({"a": [1]}, {"a": [2]}) or unchanged([1], [2])  # numbers cannot be changed in place
+    assert not unchanged({"a": [1]}, {"a": [2]}) and unchanged([1, "a", None, float("nan")], [1, "a", None, float("nan")])
+    assert difference(layer, layer) is None and "entries" in difference(layer, torch.nn.Linear(2, 2))
 
 
 def test_gradients_through_modules_and_lists():

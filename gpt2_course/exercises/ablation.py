@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from ..ablation import T95
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
 
 
@@ -254,3 +255,57 @@ register(Exercise(
     ),
     hints=("Leave out rates with fewer seeds than the others.", "Then compare means; infinite ones "
            "lose.", "min(means, key=means.get)")))
+
+
+WORLDS, ALLOWED, MOST_RUNS = 500, 0.05, 200 # comparisons, share of errors, runs for each
+
+class Comparison:
+    "Two arms, each with a best rate of its own, of which one is better by 0.02 to 0.1 nats"
+
+    def __init__(self, number):
+        rng = np.random.default_rng([23, number])
+        self.number, self.runs = number, 0
+        self.best_rates, self.worse = rng.uniform(-2, 2, 2), int(rng.integers(2))
+        self.gap, self.level = rng.uniform(0.02, 0.1), 3.6 + 0.2 * rng.normal()
+
+    def run(self, arm, lr, seed):
+        "The final loss of a run; the same arguments give the same loss"
+        if arm not in (0, 1): raise ValueError(f"run: arm {arm!r}: there are 0 and 1.")
+        if not 2.5e-4 <= lr <= 6.4e-2: raise ValueError(f"run: rate {lr!r}: from 2.5e-4 to 6.4e-2.")
+        self.runs += 1
+        if self.runs > MOST_RUNS: raise ValueError(f"More than {MOST_RUNS} runs for one decision.")
+        off = math.log2(lr / 4e-3) - self.best_rates[arm] # in octaves; too high is worse
+        key = round(1e6 * math.log2(lr)) + 2**40
+        shared = np.random.default_rng([1, self.number, seed]).normal() # same text, same order
+        own = np.random.default_rng([2, self.number, arm, seed, key]).normal()
+        return float(self.level + self.gap * (arm == self.worse)
+                     + (0.04 if off > 0 else 0.03) * off**2 + 0.05 * shared + 0.04 * own)
+
+def decided(fn, seconds):
+    "Mean runs per decision; too many wrong decisions make no score"
+    wrong = runs = 0
+    for number in range(WORLDS):
+        c = Comparison(number)
+        said = fn(c.run)
+        if isinstance(said, (bool, str)) or said not in (0, 1):
+            raise ValueError(f"Return 0 or 1, the better arm, not {said!r}.")
+        wrong, runs = wrong + (said == c.worse), runs + c.runs
+    if wrong > ALLOWED * WORLDS:
+        raise ValueError(f"{wrong / WORLDS:.1%} of {WORLDS} decisions were wrong, with "
+                         f"{runs / WORLDS:.1f} runs each: at most {ALLOWED:.0%} may be.")
+    return runs / WORLDS
+
+def whole_sweep(run):
+    "Five rates, four seeds, both arms; the lowest mean wins"
+    rates = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    best = [min(np.mean([run(arm, lr, seed) for seed in range(4)]) for lr in rates)
+            for arm in (0, 1)]
+    return int(best[1] < best[0])
+
+set_challenge(Challenge(
+    "ablation.decide", "23", "Write a function of run(arm, learning rate, seed) -> final loss that "
+    "decides which of two arms, 0 or 1, ends lower at its own best rate. It judges 500 simulated "
+    "comparisons; at most 5 % of the decisions may be wrong.",
+    score=decided, plain=whole_sweep,
+    to_beat=40.0, unit="runs per decision",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))

@@ -308,16 +308,16 @@ def must_be_attention(mix):
         y = mix(q.clone(), k.clone(), v.clone())
         if not isinstance(y, torch.Tensor) or y.shape != v.shape:
             got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise ValueError(f"return a tensor of shape (B, nh, T, hs), here {tuple(v.shape)}: this "
-                             f"is {got}")
+            raise ValueError("return a tensor of shape (B, nh, T, hs), here "
+                             f"{tuple(v.shape)}: this is {got}")
         return y
     before = out(q, k, v)
     for t in (1, 8, 20, 31):
         other = [x.clone() for x in (q, k, v)]
         for x in other: x[:, :, t:] += 1000 * torch.randn(2, 8, 32 - t, 8, generator=g)
         if not torch.allclose(out(*other)[:, :, :t], before[:, :, :t], atol=1e-3):
-            raise ValueError(f"positions before {t} change when position {t} and what follows it "
-                             "do: a mix may use the past and the present only")
+            raise ValueError(f"positions before {t} change when position {t} and what follows "
+                             "it do: a mix may use the past and the present only")
     for x in other: x[0] = 0.0
     mine = [torch.cat([x[:1], y[1:]]) for x, y in zip((q, k, v), other)]
     if not torch.allclose(out(*mine)[0], before[0], atol=1e-3):

@@ -79,9 +79,10 @@ register(Exercise(
         Wrong("every rank follows the plan of rank 0", lambda r, n: ring_plan(0, n),
               "If all ranks send the same slice at the same step, only one slice is on its way "
               "at a time, and what a rank receives is not the slice that it adds.")),
-    hints=("At step 0 rank r gives slice r. What it gives at step 1 is what it took at step 0.",
-           "The slice taken is the one before the slice given: (r - s - 1) % n in the first round.",
-           "Second round, at step s: give (r + 1 - s) % n, take (r - s) % n, do not add.")))
+    hints=("At step 0 rank r sends slice r. What it sends at step 1 is what it received at step 0.",
+           "The slice received is the one before the slice sent: (r - s - 1) % n in the first "
+           "round.",
+           "Second round, at step s: send (r + 1 - s) % n, receive (r - s) % n, do not add.")))
 
 
 # --- average_gradient ---

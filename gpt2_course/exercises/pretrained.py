@@ -1,12 +1,17 @@
 """The catalogue of chapter 10: what to write, an oracle that shares no code with the package, and
-the classic mistakes with their names."""
+the classic mistakes with their names, and the open challenge."""
 
+import functools
 from collections import Counter
 
 import tiktoken
 import torch
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
+from ..config import GPTConfig, packaged
+from ..model import GPT
+from ..tokenizer import CharTokenizer
 
 
 TABLES = ("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias",
@@ -17,9 +22,9 @@ TABLES = ("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias",
 def all_names(
     layer:int,
 ) -> list[str]: # every name outside the blocks, and those of one block
-    "Names of a GPT-2"
+    "Names of a GPT-2, with the masks that old files keep"
     ends = ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
-    inside = [f"h.{layer}.{t}" for t in TABLES]
+    inside = [f"h.{layer}.{t}" for t in (*TABLES, "attn.bias", "attn.masked_bias")]
     return [f"transformer.{n}" for n in ends + inside] + ["lm_head.weight"]
 
 # OpenAI's src/model.py makes these with conv1d(x, scope, n_out); "w" is (1, in, out)
@@ -43,6 +48,22 @@ register(Exercise(
         Wrong("attention's square c_proj is left out",
               lambda n: n.endswith(("c_attn.weight", "c_fc.weight", "mlp.c_proj.weight")),
               "It fits both ways: nothing complains, and the text is nonsense."),
+        Wrong("the MLP is left out",
+              lambda n: n.endswith(("attn.c_attn.weight", "attn.c_proj.weight")),
+              "Its two layers are Conv1D as well. They are not square, so loading them raises."),
+        Wrong("only c_attn counts", lambda n: n.endswith("c_attn.weight"),
+              "OpenAI wrote every linear layer of a block as Conv1D: there are four."),
+        Wrong("the two c_proj alone count", lambda n: n.endswith("c_proj.weight"),
+              "c_attn and c_fc are Conv1D as well: all four linear layers of a block."),
+        Wrong("the norms' weights count too", lambda n: ".h." in n and n.endswith("weight"),
+              "They have one dimension and no layout: .t() leaves them alone, but a function of "
+              "this name should not say so."),
+        Wrong("everything inside attention and MLP counts", lambda n: ".attn." in n or ".mlp." in n,
+              "Biases have one dimension, and the mask attn.bias of old files is no weight at "
+              "all."),
+        Wrong("no name counts", lambda n: False,
+              "Then nothing is transposed: three of the four matrices do not fit and raise, and "
+              "the square one loads in the wrong layout."),
         Wrong("every weight is transposed, embeddings too",
               lambda n: n.endswith("weight") and ".ln_" not in n,
               "wte, wpe and the head are (rows, C) in both libraries; turned, they do not fit."),
@@ -116,9 +137,28 @@ def keys_first(n, w):
     q, k, v = w.chunk(3)
     return torch.cat([k, q, v])
 
+def renamed(rule): # the right translation with other names
+    return lambda state: {rule(n, state): w for n, w in mistaken()(state).items()}
+
+head_inside = renamed(lambda n, state: "transformer." + n if n.startswith("lm_head.") else n)
+prefix_always = renamed(lambda n, state: "transformer." + n if n in state else n)
+
+def without(part): # the right translation without some names
+    return lambda state: {n: w for n, w in mistaken()(state).items() if part not in n}
+
+without_head, without_norms = without("lm_head."), without(".ln_")
+
+def in_place(state):
+    for name in list(state):
+        w = state.pop(name)
+        state.update(mistaken()({name: w}))
+    return state
+
+
 register(Exercise(
     "pretrained.to_linear", "10",
-    "Translate a state dict: our names, linear layers (out, in), no masks.",
+    "Translate a state dict: our names, linear layers as (out, in), no masks; what is not turned "
+    "stays as it is.",
     inputs=states, oracle=linear_numpy, package="gpt2_course.pretrained:to_linear",
     wrongs=(
         Wrong("attention's square c_proj is not transposed",
@@ -140,7 +180,29 @@ register(Exercise(
               "biases."),
         Wrong("transformer. is not put in front of old names", mistaken(prefix=""),
               "OpenAI's first files lack it: nothing would load, or with strict=False nothing is "
-              "loaded and nobody notices.")),
+              "loaded and nobody notices."),
+        Wrong("transformer. is put in front of lm_head too", head_inside,
+              "The head stands beside the transformer, not in it: lm_head.weight keeps its name."),
+        Wrong("transformer. is put in front of every name", prefix_always,
+              "Newer files have it already, and transformer.transformer.wte.weight fits nowhere."),
+        Wrong("the masks are kept", mistaken(drop=()),
+              "attn.bias is the causal mask, not a weight. Our model makes its own, so the name is "
+              "unknown and loading raises."),
+        Wrong("masked_bias is kept", mistaken(drop=".attn.bias"),
+              "Old files hold two things that are not weights: the mask attn.bias and the number "
+              "attn.masked_bias that was filled in."),
+        Wrong("the head is left out", without_head,
+              "It is wte under a second name, and our model can load either; but the task keeps "
+              "what the file has."),
+        Wrong("the norms' weights are left out", without_norms,
+              "ln_1, ln_2 and ln_f have weights that training has changed: without them the model "
+              "keeps ones in their place."),
+        Wrong("nothing is transposed", mistaken(turn=lambda n, w: w),
+              "Names are right and layouts are not: three matrices do not fit, and the square one "
+              "loads without a word."),
+        Wrong("the given dictionary is changed", in_place,
+              "The caller may need it again: a second translation would turn every matrix back. "
+              "Fill a new dictionary.")),
     hints=("Three decisions for each entry: keep it? under which name? turned or not?",
            "Masks end in .attn.bias and .attn.masked_bias, with the dot in front.",
            "w.t() for the four matrices of a block; reshape is something else.")))
@@ -159,11 +221,17 @@ def some_bytes(seed):
     "Text with spaces and newlines, then random bytes, then all of them"
     g = torch.Generator().manual_seed(seed)
     noise = bytes(torch.randint(256, (40,), generator=g).tolist())
-    return [(" the café\n".encode(),), (noise + b"\xad\x00",), (bytes(range(256)),), (b"",)]
+    return [(" the café\n".encode(),), (b"~\x7f\xa0\xad\xff",), (noise + b"\xad\x00",),
+            (bytes(range(256)),), (b"",)]
 
 ALPHABET = byte_alphabet()
-NO_SOFT_HYPHEN = [b for b in range(256) if not (33 <= b <= 126 or 161 <= b)]
-INVISIBLE = [*NO_SOFT_HYPHEN, 173]
+INVISIBLE = [b for b in range(256) if not (33 <= b <= 126 or 161 <= b and b != 173)]
+
+def numbered(more=(), less=(), start=256):
+    "The rule with some bytes taken for printable that are not, or the other way round"
+    hidden = [b for b in range(256) if b in less or b in INVISIBLE and b not in more]
+    return lambda raw: "".join(chr(start + hidden.index(b)) if b in hidden else chr(b) for b in raw)
+
 
 register(Exercise(
     "pretrained.to_chars", "10", "Bytes as GPT-2's visible characters, one for each.",
@@ -179,10 +247,28 @@ register(Exercise(
               lambda raw: "".join(chr(256 + b) if b in INVISIBLE else chr(b) for b in raw),
               "The space becomes chr(288), which is Ġ by luck, and bytes from 127 on get others' "
               "characters."),
-        Wrong("the soft hyphen counts as printable",
-              lambda raw: "".join(chr(256 + NO_SOFT_HYPHEN.index(b)) if b in NO_SOFT_HYPHEN
-                                  else chr(b) for b in raw),
-              "0xAD is invisible in most fonts; OpenAI gave it the last of the new characters.")),
+        Wrong("the soft hyphen counts as printable", numbered(more={173}),
+              "0xAD is invisible in most fonts; OpenAI gave it the last of the new characters."),
+        Wrong("the space counts as printable", numbered(more={32}),
+              "It has to become visible, since merges.txt separates its two parts by a space; and "
+              "all characters after it move by one. str.isprintable makes this mistake."),
+        Wrong("byte 127 counts as printable", numbered(more={127}),
+              "DEL is a control character; the visible ASCII characters end with ~, which is 126. "
+              "range(33, 127) already stops there."),
+        Wrong("~ does not count as printable", numbered(less={126}),
+              "range(33, 126) ends with 125: the last number of a range is not in it."),
+        Wrong("ÿ does not count as printable", numbered(less={255}),
+              "range(174, 255) ends with 254: the last number of a range is not in it."),
+        Wrong("the no-break space counts as printable", numbered(more={160}),
+              "Byte 0xA0 is a space that one cannot see: the visible characters begin again with "
+              "¡, which is 161."),
+        Wrong("nothing above 127 counts as printable", numbered(less=set(range(128, 256))),
+              "The letters and signs of Latin-1 stand for themselves: 161 to 172 and 174 to 255."),
+        Wrong("counting begins at 257", numbered(start=257),
+              "The first invisible byte, 0, becomes chr(256); the space must come out as Ġ."),
+        Wrong("a list of characters comes out, not a string",
+              lambda raw: [ALPHABET[b] for b in raw],
+              "Join them: the names of tokens in tokenizer.json are strings.")),
     hints=("Two kinds of bytes: those that can be seen, and the 68 that cannot.",
            "The first invisible byte, 0, becomes chr(256); the next one chr(257), and so on.",
            "Visible are 33 to 126, 161 to 172 and 174 to 255.")))
@@ -208,16 +294,31 @@ def learn(
                 i += 1
     return ranks
 
-def tokens_to_split(seed):
-    "Every token that was merged, with its vocabulary"
-    ranks = learn(seed, 40)
-    return [(t, ranks) for t in ranks if len(t) > 1]
+def by_rank(
+    *merged:bytes, # in the order of learning
+) -> dict:         # bytes -> rank
+    "A vocabulary of all bytes and these tokens"
+    single = [bytes([b]) for b in range(256)]
+    return {t: r for r, t in enumerate([*single, *merged])}
+
+SMALL = ( # the same token from other pairs; letters of several bytes; pieces that are no text
+    by_rank(b"ab", b"abc"), by_rank(b"bc", b"abc"), by_rank(b"bc", b"ab", b"abc"),
+    by_rank(b"ab", b"cd", b"bc", b"abc", b"abcd"), by_rank(b"aa", b"aaaa", b"aaa", b"aaaaa"),
+    by_rank(b"\xc3\xa9", b" \xc3\xa9", b"f\xc3\xa9"), by_rank(b" \xc3", b" \xc3\xa9"),
+    by_rank(b"xy", b"z!", b"yz", b"xyz", b"xyz!"),
+    by_rank(b"de", b"ef", b"fg", b"def", b"efg", b"defg"))
+
+def tokens_to_split(
+    seed:int,
+) -> list: # of (token, ranks)
+    "Every token that was merged, with its vocabulary: a learned one, then small ones"
+    return [(t, ranks) for ranks in (learn(seed, 40), *SMALL) for t in ranks if len(t) > 1]
 
 def split_by_tiktoken(token, ranks):
     "tiktoken, given only what was learned before"
     before = {t: r for t, r in ranks.items() if r < ranks[token]}
     enc = tiktoken.Encoding("before", pat_str=r"[\s\S]+", mergeable_ranks=before, special_tokens={})
-    return tuple(enc.decode_single_token_bytes(i) for i in enc.encode_ordinary(token.decode()))
+    return tuple(enc.decode_single_token_bytes(i) for i in enc._encode_single_piece(token))
 
 
 def cuts(token, ranks):
@@ -225,11 +326,15 @@ def cuts(token, ranks):
     both = [(token[:i], token[i:]) for i in range(1, len(token))]
     return [p for p in both if p[0] in ranks and p[1] in ranks]
 
-def join_latest(token, ranks):
-    "Join the pair of the highest rank first"
+def right_pair(token, ranks): return join(token, ranks, min, 1 << 30)
+
+def join_latest(token, ranks): return join(token, ranks, max, -1)
+
+def join(token, ranks, best, never):
+    "Join the pair of the best rank first, until two parts are left"
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        i = max(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], -1))
+        i = best(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], never))
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
     return tuple(parts)
 
@@ -245,8 +350,85 @@ register(Exercise(
         Wrong("the latest learned pair is joined first", join_latest,
               "A low rank was learned early and is joined early: BPE repeats its own history."),
         Wrong("the whole token comes back in one piece", lambda t, ranks: (t,),
-              "It was encoded with its own rank still in the vocabulary: leave it out.")),
+              "It was encoded with its own rank still in the vocabulary: leave it out."),
+        Wrong("the last byte is cut off", lambda t, ranks: (t[:-1], t[-1:]),
+              "Both halves of a merge may be long. What is left of the last byte need not even be "
+              "a token."),
+        Wrong("the first byte is cut off", lambda t, ranks: (t[:1], t[1:]),
+              "Both halves of a merge may be long. What follows the first byte need not even be a "
+              "token."),
+        Wrong("the two halves are equally long",
+              lambda t, ranks: (t[:len(t) // 2], t[len(t) // 2:]),
+              "A merge joins tokens of any length; only their ranks say where the seam is."),
+        Wrong("the cut into the two tokens with the lowest ranks is taken",
+              lambda t, ranks: min(cuts(t, ranks), key=lambda p: max(ranks[p[0]], ranks[p[1]])),
+              "Both parts of a cut may be tokens without ever having met. BPE joins step by step, "
+              "and its first joins decide what can meet later."),
+        Wrong("the parts come in the wrong order", lambda t, ranks: right_pair(t, ranks)[::-1],
+              "A merge is an ordered pair: the left part and then the right one."),
+        Wrong("the ranks of the two parts come out, not their bytes",
+              lambda t, ranks: tuple(ranks[p] for p in right_pair(t, ranks)),
+              "merges.txt holds the parts themselves; what is asked for is two bytes objects.")),
     hints=("Encode the token as BPE would, but stop before the last merge.",
            "Begin with single bytes and always join the neighbours whose union has the lowest "
            "rank.",
            "When two parts are left they are the pair: while len(parts) > 2.")))
+
+
+@functools.cache
+def trained(): # what is shrunk, a model that has read Hamlet; and Macbeth, in rows
+    hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text() for n in ("hamlet", "macbeth"))
+    tok = CharTokenizer(hamlet + macbeth)
+    data, val = (torch.tensor(tok.encode(t)) for t in (hamlet, macbeth))
+    torch.manual_seed(0)
+    cfg = GPTConfig(block_size=64, vocab_size=tok.n_vocab, n_layer=2, n_head=4, n_embd=64)
+    model, steps = GPT(cfg), 600
+    opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
+        rows = data[torch.randint(len(data) - 65, (16, 1)) + torch.arange(65)]
+        loss = model(rows[:, :-1], rows[:, 1:])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    return model.eval(), val[:len(val) // 65 * 65].view(-1, 65)[::2]
+
+
+VALUES = 6 # different numbers in a table
+
+def loss_when_shrunk(
+    shrink,       # function (name, table) -> the table with few different numbers
+    seconds=None, # the budget is a number of values
+) -> float:       # nats per character on Macbeth
+    "Replace every matrix of a trained model by its shrunk version, and let it read Macbeth"
+    model, rows = trained()
+    state = {}
+    for name, w in model.state_dict().items():
+        if name == "lm_head.weight": continue # wte again
+        state[name] = w.clone()
+        if w.dim() < 2: continue
+        small = shrink(name, w.clone())
+        if not isinstance(small, torch.Tensor) or small.shape != w.shape:
+            got = tuple(small.shape) if isinstance(small, torch.Tensor) else type(small).__name__
+            raise ValueError(f"{name}: return a tensor of shape {tuple(w.shape)}, not {got}")
+        n = small.float().unique().numel()
+        if n > VALUES: raise ValueError(f"{name} has {n} different numbers; {VALUES} are allowed")
+        state[name] = small.detach().float()
+    other = GPT(model.cfg).eval()
+    other.load_state_dict(state)
+    with torch.no_grad(): return float(other(rows[:, :-1], rows[:, 1:]))
+
+
+def plain_shrink(name, w):
+    "Equal steps from the smallest number to the largest"
+    low, step = w.min(), (w.max() - w.min()) / (VALUES - 1)
+    levels = low + step * torch.arange(VALUES)
+    return levels[((w - low) / step).round().long()]
+
+
+set_challenge(Challenge(
+    "pretrained.six_numbers", "10", "A function (name, table) -> the table with at most six "
+    "different numbers in it, so that a weight needs less than three bits. Every matrix of a model "
+    "trained on Hamlet is replaced by what comes out; then the model is tested on Macbeth.",
+    score=loss_when_shrunk, plain=plain_shrink, to_beat=3.367, unit="nats per character on Macbeth",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=45))

@@ -2,10 +2,13 @@
 things up one by one, and the classic mistakes with their names."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
+from ..config import read_json
 
 
 def steps_of(
@@ -268,3 +271,43 @@ register(Exercise(
     hints=("There are four numbers per parameter: which?",
            "Weight, gradient, mean, mean square: 4 bytes each.",
            "16 * params, and under FSDP 16 times params / gpus, rounded up.")))
+
+
+LOGS = Path(__file__).resolve().parents[2] / "assets" / "ablation" / "results.json"
+KNOWN, SEEN = ("gpt2", "rmsnorm", "swiglu", "swiglu-rmsnorm"), 200 # arms in full; steps of others
+
+def logs():
+    "Runs of four arms in full, and runs of three others"
+    if not LOGS.exists():
+        raise ValueError("assets/ablation/results.json is missing: run this in a checkout.")
+    runs = [dict(arm=c["arm"], lr=c["lr"], seed=c["seed"], steps=c["val"][-1][0],
+                 val=[(step, loss) for step, tokens, loss in c["val"]])
+            for c in read_json(LOGS)["cells"] if c["status"] == "finished"]
+    return ([r for r in runs if r["arm"] in KNOWN], [r for r in runs if r["arm"] not in KNOWN])
+
+def forecast(fn, seconds):
+    "Mean error of the final losses that are forecast from a third of each log"
+    complete, rest = logs()
+    asked = [{**r, "val": [(s, loss) for s, loss in r["val"] if s <= SEEN]} for r in rest]
+    said = fn(complete, asked)
+    try: said = np.asarray(said, float)
+    except (TypeError, ValueError):
+        raise ValueError("Return losses: one number per run.") from None
+    if said.shape != (len(asked),):
+        raise ValueError(f"{len(asked)} runs were asked for, and the answer has the shape "
+                         f"{said.shape}: return one loss for each.")
+    return float(np.abs(said - [r["val"][-1][1] for r in rest]).mean())
+
+def falls_alike(complete, asked):
+    "From here on each falls as much as complete runs of its learning rate do on average"
+    at = lambda r: dict(r["val"])[SEEN]
+    fall = lambda lr: np.mean([at(r) - r["val"][-1][1] for r in complete if r["lr"] == lr])
+    return [at(r) - fall(r["lr"]) for r in asked]
+
+set_challenge(Challenge(
+    "reproduce.forecast", "25", "Write a function of (complete, asked): whole logs of 48 runs, and "
+    "the first 200 of 600 steps of 36 others, of two parts and an optimiser that the complete "
+    "runs lack. It returns a forecast of the final validation loss for each run that is asked.",
+    score=forecast, plain=falls_alike,
+    to_beat=0.1021, unit="nats, mean error",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

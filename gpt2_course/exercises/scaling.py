@@ -2,10 +2,14 @@
 closed form, with oracles that search instead of solving."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
+from ..config import read_json
+from ..scaling import fit, law
 
 
 def tokens_for(
@@ -189,3 +193,48 @@ register(Exercise(
     hints=("Put D = k / N, with k = flops / 6, into the law.",
            "Set the derivative with respect to N to zero: alpha A N^-alpha = beta B (N/k)^beta.",
            "N = (alpha A / (beta B) * k**beta) ** (1 / (alpha + beta)), D = k / N")))
+
+
+RUNS = Path(__file__).resolve().parents[2] / "assets" / "scaling"
+BUDGETS = 2e11, 4e11, 8e11 # FLOPs: what is cheaper is given, what is dearer is asked
+
+def questions():
+    "(runs that are known, runs to predict) for two recipes and three budgets"
+    found = []
+    for name in ("first.json", "results.json"): # AdamW, Muon
+        if not (RUNS / name).exists():
+            raise ValueError(f"assets/scaling/{name} is missing: run this in a checkout.")
+        kept = read_json(RUNS / name)
+        for budget in BUDGETS:
+            known = [p for p in kept["points"] if p["flops"] <= budget]
+            rest = [p for p in kept["points"] if p["flops"] > 1.5 * budget]
+            found.append((known, [*rest, kept["held"]]))
+    return found
+
+def foretold(fn, seconds):
+    "Mean error over all questions, each counted alike"
+    errors, shown = [], ("n_layer", "n_embd", "steps", "seed", "N", "D", "flops")
+    for known, asked in questions():
+        given = [{k: p[k] for k in (*shown, "val", "loss")} for p in known]
+        said = fn(given, [{k: p[k] for k in shown} for p in asked])
+        try: said = np.asarray(said, float)
+        except (TypeError, ValueError):
+            raise ValueError("Return losses: one number per run.") from None
+        if said.shape != (len(asked),):
+            raise ValueError(f"{len(asked)} runs were asked for, and the answer has the shape "
+                             f"{said.shape}: return one loss for each.")
+        errors.append(np.abs(said - [p["loss"] for p in asked]).mean())
+    return float(np.mean(errors))
+
+def by_the_law(known, asked):
+    "The chapter's own way"
+    theta = fit(*(np.array([p[k] for p in known], float) for k in ("N", "D", "loss")))
+    return [law(theta, p["N"], p["D"]) for p in asked]
+
+set_challenge(Challenge(
+    "scaling.foretell", "24", "Write a function of (known, asked): cheap runs with their losses, "
+    "and dearer ones without. It returns a predicted final loss for each run that is asked. The "
+    "runs are those of assets/scaling, of two recipes, cut at three budgets.",
+    score=foretold, plain=by_the_law,
+    to_beat=0.061, unit="nats, mean error",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))

@@ -3,13 +3,18 @@ balance of experts, with NumPy, complex numbers and brute force as oracles, and 
 mistakes."""
 
 import math
+import numbers
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..variants import rotate
+from ..config import GPTConfig, packaged
+from ..optim import adamw, cosine_lr
+from ..tokenizer import CharTokenizer
+from ..variants import make_gpt, rotate
 
 
 def rms_inputs(seed):
@@ -308,3 +313,84 @@ register(Exercise(
     hints=("share = one_hot(chosen, E).float().mean((0, 1)): it sums to one.",
            "probs.mean(0) is the router's mean probability of each expert.",
            "E * (share * probs.mean(0)).sum()")))
+
+
+PLAYS, STEPS, ROWS, T = ("hamlet", "julius_caesar", "king_lear", "othello"), 300, 16, 64
+
+def play(name):
+    "One of Shakespeare's plays"
+    return packaged(f"shakespeare/{name}.txt").read_text(encoding="utf-8")
+
+def spelled():
+    "Letters of four tragedies and of Macbeth as numbers, and how many letters there are"
+    text = "\n".join(map(play, PLAYS))
+    tok, known = CharTokenizer(text), set(text)
+    held = "".join(c for c in play("macbeth") if c in known)
+    return torch.tensor(tok.encode(text)), torch.tensor(tok.encode(held)), tok.n_vocab
+
+def within_budget(given, cfg):
+    "The model and its rate, if they keep to the rules"
+    if not (isinstance(given, tuple) and len(given) == 2):
+        raise ValueError("Return a pair: the model and its highest learning rate.")
+    model, lr = given
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"The first of the pair is a {type(model).__name__}, not an nn.Module.")
+    if not isinstance(lr, numbers.Real) or not 0 < lr < 1:
+        raise ValueError(f"The learning rate is {lr!r}: give a number between 0 and 1.")
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    mine, most = count(model), count(make_gpt(cfg))
+    if mine > most: raise ValueError(f"{mine:,} parameters: use no more than GPT-2's {most:,}.")
+    return model, float(lr)
+
+def logits_of(model, x, V):
+    "Checked for shape"
+    out = model(x)
+    if not isinstance(out, torch.Tensor) or out.shape != (*x.shape, V):
+        raise ValueError(f"For ids of shape {tuple(x.shape)} the model must give logits of shape "
+                         f"{(*x.shape, V)}.")
+    return out
+
+def trained_part(fn, seconds):
+    "Nats per letter on Macbeth after 300 steps on four other plays; seconds play no part"
+    ids, held, V = spelled()
+    cfg = GPTConfig(block_size=T, vocab_size=V, n_layer=2, n_head=4, n_embd=64, bias=False)
+    torch.manual_seed(0)
+    model, lr = within_budget(fn(cfg), cfg)
+    opt, g = adamw(model, lr, 0.1, (0.9, 0.95), "cpu"), torch.Generator().manual_seed(0)
+    model.train()
+    for step in range(STEPS):
+        now = cosine_lr(step, max_lr=lr, min_lr=lr / 10, warmup=STEPS // 10, steps=STEPS)
+        for group in opt.param_groups: group["lr"] = now
+        starts = torch.randint(len(ids) - T - 1, (ROWS,), generator=g)
+        rows = torch.stack([ids[a:a + T + 1] for a in starts])
+        loss = F.cross_entropy(logits_of(model, rows[:, :-1], V).flatten(0, 1),
+                               rows[:, 1:].flatten())
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+    return read_aloud(model.eval(), held, V)
+
+@torch.no_grad()
+def read_aloud(model, held, V):
+    "The loss, once the model is known not to see the future, nor other rows"
+    n = (len(held) - 1) // T
+    x, y = held[:n * T].view(n, T), held[1:n * T + 1].view(n, T)
+    future = x[:2].clone()
+    future[1, T // 2:] = (future[1, T // 2:] + 1) % V
+    before, after = logits_of(model, x[:2], V), logits_of(model, future, V)
+    past = lambda z: torch.cat([z[0], z[1, :T // 2]])
+    if not torch.allclose(past(before), past(after), atol=1e-4):
+        raise ValueError("A letter changes the logits of earlier positions, or of another row: the "
+                         "model sees what it should predict.")
+    losses = [F.cross_entropy(logits_of(model, a, V).flatten(0, 1), b.flatten(), reduction="sum")
+              for a, b in zip(x.split(256), y.split(256))]
+    return float(sum(losses) / y.numel())
+
+set_challenge(Challenge(
+    "variants.part", "23", "Write a function of a GPTConfig that returns (model, learning rate): "
+    "an nn.Module that turns ids (B, T) into logits (B, T, V), with no more parameters than GPT-2 "
+    "of that shape. It is trained for 300 steps on four tragedies, then reads Macbeth.",
+    score=trained_part, plain=lambda cfg: (make_gpt(cfg, "llama"), 3e-3),
+    to_beat=2.262, unit="nats per letter on Macbeth",
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))

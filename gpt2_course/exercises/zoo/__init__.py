@@ -2,6 +2,7 @@
 
 from .common import BUGS, diagnose, right_letter, shown, symptom, visited
 from .processes import CASES, one_rank
+from .ward import short_run # its module sets the open challenge at the end of the chapter
 
 # In the order of the hunt, which becomes that of BUGS; from each file the answer to its exercise
 from .still_water import warm_up

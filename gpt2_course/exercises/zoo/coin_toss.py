@@ -46,10 +46,11 @@ def head_and_targets(seed):
     "Hidden states, a head, targets"
     draw, r = normal(seed), np.random.default_rng(seed)
     some = [(draw(T, 8), draw(V, 8), torch.from_numpy(r.integers(0, V, T)))
-            for T, V in ((3, 20), (5, 50), (2, 11), (12, 30))]
+            for T, V in ((3, 20), (5, 50), (2, 11), (12, 30), (1, 20), (1, 40), (2, 15), (1, 30))]
     equal = torch.full((1, 8), 1000.0), draw(20, 8) / 1000, torch.from_numpy(r.integers(0, 20, 1))
     large = 1000 * torch.eye(3, 8), torch.eye(4, 8) - torch.eye(4, 8).roll(1, 1)
-    return [*some, equal, (*large, torch.tensor([1, 2, 3]))]
+    near = torch.tensor([[1000.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    return [*some, equal, (*large, torch.tensor([1, 2, 3])), (*near, torch.tensor([0]))]
 
 def likelihood_numpy(x, W, y):
     "In float64"
@@ -80,6 +81,10 @@ lab("coin_toss", "log-likelihoods from bfloat16 logits",
               lambda x, W, y: float((x.bfloat16() @ W.bfloat16().T).float()
                                     .log_softmax(-1)[range(len(y)), y].sum()),
               ".float() after the product cannot bring the lost digits back."),
+        Wrong("the log-probabilities are rounded to bfloat16",
+              lambda x, W, y: float((x @ W.T).log_softmax(-1).bfloat16()[range(len(y)), y].sum()),
+              "Three digits are left of each, and of their sum: endings whose scores differ by "
+              "less than a hundredth come out equal."),
         Wrong("the mean is taken", lambda x, W, y: log_likelihood(x, W, y) / len(y),
               "That is another protocol (per token): state which one a number is."),
         Wrong("the logits are added up, not their log-probabilities",

@@ -45,7 +45,7 @@ def orders(seed):
             for b, name in ((True, "nano"), (False, "größer")))
     return [(d, [f"--n_layer={r.integers(10, 20)}", "--bias=false", f"--lr={r.uniform(1, 2):.4f}"]),
             (d, ["--warmpu=100", "--name=big", "--bias=False"]), (e, ["--bias=true", "--lr=7"]),
-            (e, ["--name=lr=0.1,é", "--n_layer=12", "--Lr=3"]), (d, [])]
+            (e, ["--name=lr=0.1,é", "--n_layer=12", "--Lr=3", "--bias=True"]), (d, [])]
 
 def parse_with_json(defaults, args):
     "The oracle: values read as JSON where the default is no text"
@@ -121,6 +121,11 @@ lab("deaf", "command-line flags silently ignored", "two launches, one and the sa
               lambda d, a: override(d, ["=".join(x.split("=")[:2]) for x in a]),
               "split(\"=\") cuts at every sign: half of a file name or of a query is lost. Cut at "
               "the first one only, with split(\"=\", 1) or partition."),
+        Wrong("only the lower-case text counts as true",
+              lambda d, a: each_flag(d, a, lambda old, v: v == "true" if isinstance(
+                  old, bool) else type(old)(v)),
+              "str(True) is \"True\", and many scripts pass it so: --bias=True would turn the bias "
+              "off."),
         Wrong("the type follows from the text, not from the default",
               lambda d, a: each_flag(d, a, by_its_looks),
               "--lr=7 makes the learning rate an int: a later // or a check of types fails, for "

@@ -3,6 +3,7 @@
 import torch
 
 from ...check import Wrong
+from ...compare import short
 from .common import lab
 from .small import digest, learn, normal, stream, tiny, trained
 
@@ -16,6 +17,9 @@ class Pair(torch.nn.Module):
         self.head = torch.nn.Linear(*table.shape[::-1], bias=False)
         self.head.weight = self.wte.weight
 
+    def __repr__(self):
+        tables = short(self.wte.weight, 60), short(self.head.weight, 60)
+        return f"Pair(parameters: {len(list(self.parameters()))}, wte: %s, head: %s)" % tables
     def __eq__(self, other):
         tables = [[p.wte.weight, p.head.weight] for p in (self, other)]
         return (len(list(self.parameters())) == len(list(other.parameters()))
@@ -27,7 +31,7 @@ class Pair(torch.nn.Module):
                 self.head.weight.detach().clone()]
 
 def load_table(
-    pair:Pair,
+    pair,   # a Pair
     table,  # (V, C) new numbers
 ) -> list:  # pair.probe()
     "Numbers go into the parameter that is there; whoever holds it sees them"

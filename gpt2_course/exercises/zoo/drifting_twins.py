@@ -29,6 +29,7 @@ def wish_too_late(ddp, batches):
 class Recorder:
     "Stands in for DistributedDataParallel: notes which backward passes would average"
     def __init__(self, log=()): self.require_backward_grad_sync, self.log = True, list(log)
+    def __repr__(self): return f"Recorder({self.log})"
     def __call__(self, batch): return Pass(self, batch, self.require_backward_grad_sync)
 
 class Pass:

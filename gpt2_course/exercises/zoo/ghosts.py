@@ -59,9 +59,9 @@ def unscaled_as_half(grads, scale):
     return [(h / scale).float() for h in half], not all(bool(h.isfinite().all()) for h in half)
 
 def unless_skipped(result, *args):
-    "What a step that is skipped would have used does not matter"
+    "Gradients that a skipped step would have used do not matter"
     if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], bool):
-        return ("skipped", True) if result[1] else result
+        return dict(skip=result[1], gradients=[] if result[1] else result[0])
     return result
 
 lab("ghosts", "float16 without a gradient scaler", "gradients that are exactly 0, more of them the "

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ...check import Wrong
+from ...compare import short
 from .common import lab
 from .small import learn, normal, stream, tiny, weights_of
 
@@ -50,6 +51,7 @@ class Layer(torch.nn.Linear):
     def __init__(self, weight):
         super().__init__(*weight.shape[::-1], bias=False)
         self.weight.data = weight
+    def __repr__(self): return f"Layer({short(self.weight, 60)})"
     def __eq__(self, other):
         mine, theirs = self.weight.detach(), getattr(other, "weight", None)
         return theirs is not None and torch.allclose(mine, theirs.detach(), rtol=1e-4, atol=1e-5)

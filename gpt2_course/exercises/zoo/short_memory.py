@@ -69,12 +69,11 @@ def only_the_new(q, k, v):
     return attend_by(q, k[..., -T:, :], v[..., -T:, :], causal_mask(T, T))
 
 def cached_rows(seed):
-    "A prompt in the cache, none, a single query, equal keys, numbers of a thousand"
+    "A prompt in the cache, none, a single query, equal keys with high scores, large values"
     draw = normal(seed)
     out = [tuple(draw(2, 2, n, 4) for n in (T, S, S)) for T, S in ((3, 6), (4, 4), (1, 5), (2, 3))]
-    equal = torch.ones(1, 2, 2, 4), torch.ones(1, 2, 5, 4), draw(1, 2, 5, 4)
-    large = 1000 * torch.eye(4)[:3].view(1, 1, 3, 4), 2 * torch.eye(4).view(1, 1, 4, 4)
-    return [*out, equal, (*large, 1000 * draw(1, 1, 4, 4))]
+    equal = torch.full((1, 2, 2, 4), 1000.0), torch.full((1, 2, 5, 4), 0.25), draw(1, 2, 5, 4)
+    return [*out, equal, (draw(1, 1, 3, 4), draw(1, 1, 4, 4), 1000 * draw(1, 1, 4, 4))]
 
 lab("short_memory", "a mask and is_causal given together",
     "a cached prompt, read in two helpings, gives other logits (older kernels refuse the call)",
