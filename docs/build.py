@@ -291,6 +291,8 @@ class Chapter:
         tags = []
         if said.get("echo") == "false":
             tags = ["remove-input"]
+        elif "hide-cell" in cell["metadata"].get("tags", []):
+            tags = ["hide-cell"]
         elif "export" in said or said.get("code-fold") == "true" or "hide-input" in cell["metadata"].get("tags", []):
             tags = ["hide-input"]
         out = dict(cell_type="code", id=cell["id"], execution_count=None, metadata={"tags": tags} | (self.figure(said, source) if has_picture(cell) else {}), source=body)

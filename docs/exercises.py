@@ -3,7 +3,7 @@
 An exercise is a heading (`### Exercise: …`), a stub with its check, and folds: one for each hint of the catalogue, then the
 solution. The hints stand only in gpt2_course/exercises; this script writes them into the cell behind each check and keeps the
 solution that it finds there. Where the package's own answer is the next cell, its source is folded, in JupyterLab
-(`source_hidden`) and on the site (the tag `hide-input`), until the reader opens it.
+(`source_hidden`) and on the site (the tag `hide-input`), until the reader opens it; so is what it prints, if it prints it.
 """
 
 import argparse
@@ -71,9 +71,10 @@ def formed(notebook: dict) -> tuple[dict, list[str]]:
             if here and (i + 1 == len(cells) or not "".join(cells[i + 1]["source"]).startswith("<details>")):
                 faults.append(f"{here[0]}: the cell behind its check is no fold")
             if not here and waiting and cells[i - 1]["cell_type"] == "markdown" and is_answer(waiting[-1], cell):
-                metadata = cell["metadata"]
-                metadata["tags"] = sorted({*metadata.get("tags", []), "hide-input"})
-                metadata["jupyter"] = {"source_hidden": True}
+                metadata, prints = cell["metadata"], "solution(" in source
+                others = set(metadata.get("tags", [])) - {"hide-input", "hide-cell"}
+                metadata["tags"] = sorted({*others, "hide-cell" if prints else "hide-input"})
+                metadata["jupyter"] = {"source_hidden": True} | ({"outputs_hidden": True} if prints else {})
             waiting = here
         elif waiting and source.startswith("<details>"):
             set_source(cell, folded(waiting[0], source))

@@ -66,7 +66,11 @@ def predict(
     if guess is None:
         print(f"○ {name}: put your guess in place of None, then run on.")
         return
-    tally["guesses"][name] = dict(guess=float(guess))
+    try: guess = float(guess)
+    except (TypeError, ValueError):
+        print(f"✗ {name}: {guess!r} is not a number. Put one in place of it.")
+        return
+    tally["guesses"][name] = dict(guess=guess)
     write_tally(tally)
     print(f"{name}: you say {guess:g}.")
 

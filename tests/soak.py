@@ -450,10 +450,14 @@ def bad_inputs(bench, n):
 
 
 def exercises(bench, n):
-    "Every exercise by every rule, with n fresh seeds each: right answers right, mistakes called by their names"
-    command = [sys.executable, str(REPO / "tests" / "exercise_rules.py"), "--seeds", str(n)]
-    done = subprocess.run(command, env=bench.env(), cwd=REPO, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return done.returncode == 0, " | ".join(done.stdout.strip().splitlines()[-4:])
+    "The package's answers right with n fresh seeds each, every mistake called by its name with a tenth of that"
+    told, good = [], True
+    for rule, seeds in (("right", n), ("mistakes", n // 10)):
+        command = [sys.executable, str(REPO / "tests" / "exercise_rules.py"), "--seeds", str(seeds), "--only", rule]
+        done = subprocess.run(command, env=bench.env(), cwd=REPO, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        good &= done.returncode == 0
+        told += done.stdout.strip().splitlines()[-2:]
+    return good, " | ".join(told)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", EXERCISES)
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(name, rule):
-    faults = find_faults(name, rule, SEEDS_HERE)
+    seeds = max(2, SEEDS_HERE // 10) if rule == "mistakes" else SEEDS_HERE  # 1,300 mistakes; make soak tries more
+    faults = find_faults(name, rule, seeds)
     assert not faults, "\n".join(faults)
 
 
 def test_the_catalogue_is_large():
-    assert sum(len(e.wrongs) for e in check.REGISTRY.values()) >= 600
+    assert sum(len(e.wrongs) for e in check.REGISTRY.values()) >= 1200
 
 
 def test_excuses_name_rules_and_give_reasons():

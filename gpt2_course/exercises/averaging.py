@@ -52,50 +52,52 @@ def halved(x):
     return torch.stack(out)
 
 register(Exercise(
-    "averaging.past_mean", "06", "From (T, C) rows, (T, C) means: row t is that of rows 0 to t.",
+    "averaging.past_mean", "06", "The running means of (T, C) rows, (T, C): row t is the mean of "
+    "rows 0 to t.",
     inputs=rows, oracle=past_mean_numpy, package="gpt2_course.exercises.averaging:past_mean",
     gradient=True, excused={"batch": "The task is one text, (T, C); batches come with one_head."},
     wrongs=(
-        Wrong("a position leaves itself out: x[:t] where x[:t + 1] is meant",
+        Wrong("a position is left out of its own mean: x[:t] stands in place of x[:t + 1]",
               lambda x: torch.stack([x[:t].mean(0) for t in range(len(x))]),
-              "x[:t] stops before t: the newest letter, which says most, is not in its own "
-              "average, and the first row is the mean of nothing, which is NaN."),
-        Wrong("a position leaves itself out, and the first row is zero",
+              "x[:t] stops before t: the newest letter, which says most, is not in its own mean, "
+              "and the first row is the mean of nothing, which is NaN."),
+        Wrong("a position is left out of its own mean, and the first row is zero",
               lambda x: (x.cumsum(0) - x) / torch.arange(len(x)).clamp(min=1)[:, None],
-              "The newest letter, which says most, is not in its own average. Row t is the mean of "
+              "The newest letter, which says most, is not in its own mean. Row t is the mean of "
               "rows 0 to t, t included."),
         Wrong("every row is the mean of all rows", lambda x: x.mean(0).expand(len(x), -1).clone(),
-              "Either the future is averaged too, so the answer is part of the question; or a "
-              "running mean is changed in place (m += ...) and appended, so that the list holds "
-              "one tensor T times: append m.clone()."),
-        Wrong("the next row is averaged too: x[:t + 2] where x[:t + 1] is meant",
+              "Either the future is averaged too, so the input contains the answer; or a running "
+              "mean is changed in place (m += ...) and appended, so that the list holds one tensor "
+              "T times: append m.clone()."),
+        Wrong("the next row is averaged too: x[:t + 2] stands in place of x[:t + 1]",
               lambda x: torch.stack([x[:t + 2].mean(0) for t in range(len(x))]),
-              "A slice stops before its end, so x[:t + 1] holds row t already. One row more is the "
-              "one that a model has to predict."),
+              "A slice stops before its end, so x[:t + 1] holds row t already. The row after it is "
+              "the one that a model has to predict."),
         Wrong("one running sum is appended T times", lambda x: x.sum(0) / seen(x),
-              "s += x[t] changes the tensor that is in the list already, so all its entries are "
-              "the final sum. s = s + x[t] makes a new one."),
+              "s += x[t] changes the tensor that is already in the list, so all entries are the "
+              "final sum. s = s + x[t] makes a new tensor."),
         Wrong("it is a sum, not a mean", lambda x: x.cumsum(0),
-              "The rows grow with t: how long the past is then drowns what was in it."),
+              "The rows grow with t: the length of the past then drowns its content."),
         Wrong("it is divided by T, not by the number of rows seen", lambda x: x.cumsum(0) / len(x),
-              "Only the last row is a mean; early rows shrink, and the same beginning gives "
-              "other numbers in a longer text."),
+              "Only the last row is a mean; early rows are too small, and the same beginning gives "
+              "other values in a longer text."),
         Wrong("it is divided by t, not by t + 1",
               lambda x: x.cumsum(0) / torch.arange(len(x))[:, None],
               "Row t has t + 1 rows to average, since counting starts at 0; row 0 is divided by "
               "zero."),
-        Wrong("the counts lost their dimension (no [:, None])",
+        Wrong("the counts lack a dimension (no [:, None])",
               lambda x: x.cumsum(0) / torch.arange(1, len(x) + 1),
-              "A (T,) is lined up with the columns: a square x is divided by the wrong counts "
-              "without an error, any other raises. (T, 1) divides row by row."),
+              "Counts of shape (T,) are aligned with the columns: a square x is divided by the "
+              "wrong counts without an error, and any other shape raises one. (T, 1) divides row "
+              "by row."),
         Wrong("the mean runs over the components, not over the positions",
               lambda x: x.cumsum(1) / torch.arange(1, x.size(1) + 1),
-              "Dimension 0 is time, dimension 1 holds the components of one vector: averaging "
-              "these mixes its numbers and looks at no other position."),
+              "Dimension 0 is time, dimension 1 holds the components of one vector: averaging over "
+              "it mixes the components and looks at no other position."),
         Wrong("each row is the mean of the previous mean and the new row", halved,
               "The newest row then counts one half, the one before it a quarter, and so on. In a "
-              "plain mean all rows count alike: mean_t = mean_(t-1) + (x_t - mean_(t-1)) / "
-              "(t + 1)."),
+              "plain mean all rows count equally: mean_t = mean_(t-1) + (x_t - mean_(t-1)) / (t + "
+              "1)."),
         Wrong("the means run backwards, from t to the end",
               lambda x: (x.flip(0).cumsum(0) / seen(x)).flip(0),
               "Row t then averages its future, and the last row sees itself alone.")),
@@ -116,18 +118,18 @@ def lower(T, diagonal=0): return torch.ones(T, T).tril(diagonal)
 def by_rows(W): return W / W.sum(1, keepdim=True)
 
 register(Exercise(
-    "averaging.mean_weights", "06", "The (T, T) matrix W for which W @ x is the mean of the past "
-    "of every row.", inputs=lambda seed: [(4,), (1,), (3 + seed % 5,), (9,)],
+    "averaging.mean_weights", "06", "The (T, T) matrix W for which row t of W @ x is the mean of "
+    "rows 0 to t of x.", inputs=lambda seed: [(4,), (1,), (3 + seed % 5,), (9,)],
     oracle=lambda T: torch.tensor([[1 / (t + 1) if s <= t else 0.0 for s in range(T)]
                                    for t in range(T)]),
     package="gpt2_course.exercises.averaging:mean_weights",
     wrongs=(
         Wrong("the triangle is upside down", lambda T: by_rows(torch.ones(T, T).triu()),
               "Every position averages its future: training is easy, and there is nothing to "
-              "average when a text is being written."),
+              "average when a text is generated."),
         Wrong("the matrix is transposed", lambda T: by_rows(lower(T)).T,
-              "Row t then holds a weight for t and all that follows, and the rows do not sum to "
-              "one. W[t, s] is what position t takes from s."),
+              "Row t then holds weights for t and every later position, and the rows do not sum to "
+              "one. W[t, s] is the weight that position t gives to s."),
         Wrong("the diagonal is missing", lambda T: by_rows(lower(T, -1)),
               "tril(-1) leaves each position out of its own mean, and the first row is 0/0: NaN."),
         Wrong("the triangle reaches one column too far", lambda T: by_rows(lower(T, 1)),
@@ -135,9 +137,9 @@ register(Exercise(
               "predict."),
         Wrong("the rows are not divided", lower,
               "W @ x is then a running sum, which grows with the text."),
-        Wrong("the sums lost their dimension (no keepdim)", lambda T: lower(T) / lower(T).sum(1),
-              "A (T,) divides column by column, not row by row: no error, and rows that do not "
-              "sum to one."),
+        Wrong("the sums lose their dimension (no keepdim)", lambda T: lower(T) / lower(T).sum(1),
+              "Sums of shape (T,) divide column by column, not row by row: no error is raised, but "
+              "the rows do not sum to one."),
         Wrong("the columns sum to one, not the rows",
               lambda T: lower(T) / lower(T).sum(0, keepdim=True),
               "Row t of W @ x uses row t of W, so each row has to sum to one: sum over dimension "
@@ -150,8 +152,8 @@ register(Exercise(
               lambda T: lower(T) / torch.arange(T)[:, None],
               "Counting starts at 0, so row t has t + 1 entries; row 0 is divided by zero."),
         Wrong("a softmax is taken of the ones and zeros", lambda T: lower(T).softmax(-1),
-              "exp(0) is 1, so a zero keeps a weight, and the future is averaged too. It takes "
-              "minus infinity to give a weight of zero.")),
+              "exp(0) is 1, so a zero keeps a weight, and the future is averaged too. Only minus "
+              "infinity gives a weight of zero.")),
     hints=("Row t of W @ x is the sum over s of W[t, s] * x[s]. Which W[t, s] make it a mean?",
            "torch.ones(T, T).tril() says which rows are in the mean; then each row must sum to "
            "one.",
@@ -223,20 +225,21 @@ FINITE = ("The future keeps a weight wherever the scores of the past are as low 
           "scores grow in training. Only minus infinity is below every score: exp(-inf) is 0.")
 
 register(Exercise(
-    "averaging.masked_softmax", "06", "From (..., T, T) scores, weights: row t is a softmax over "
-    "columns 0 to t, and zero after them.", inputs=score_tables, oracle=masked_softmax_numpy,
+    "averaging.masked_softmax", "06", "The (..., T, T) weights of (..., T, T) scores: row t is a "
+    "softmax over columns 0 to t, and zero after them.",
+    inputs=score_tables, oracle=masked_softmax_numpy,
     package="gpt2_course.exercises.averaging:masked_softmax", gradient=True,
     wrongs=(
-        Wrong("the mask is 0, and a softmax gives a zero a weight", filled(0.0),
+        Wrong("the mask is 0, so hidden positions still get a weight", filled(0.0),
               "exp(0) is 1: a score of 0, as from scores * tril(), is an ordinary score and hides "
               "nothing."),
         *(Wrong(f"the mask is {value:g}", filled(value), FINITE) for value in (-1.0, -5.0, -10.0)),
         Wrong("the mask is a finite number such as -100", filled(-100.0), FINITE),
         Wrong("the mask is a large finite number such as -1e9", filled(-1e9),
-              FINITE + " And fp16 ends at -65504."),
+              FINITE + " And fp16 cannot hold it: its lowest number is -65504."),
         Wrong("the mask is the lowest number of float32, not minus infinity", filled(LOWEST),
-              "A row whose past has this score too shares its weight with the future. Minus "
-              "infinity is below every number, and right in every format."),
+              "A row whose past scores are just as low gives part of its weight to the future. "
+              "Minus infinity is below every number, and right in every format."),
         *(Wrong(f"{value} is added to the scores of the future", added(float(value)),
                 "A future score that is far above those of the past keeps its weight, and scores "
                 "grow in training. Only minus infinity plus any score is minus infinity.")
@@ -249,14 +252,15 @@ register(Exercise(
         Wrong("the mask is inverted: the past and the position itself are hidden",
               hidden_where(lambda T: torch.ones(T, T).triu(1)),
               "In masked_fill True means hide, so it wants the future, triu(1); a mask that says "
-              "what may be seen, tril(), has to be inverted. Here the last row sees nothing: NaN."),
+              "what may be seen, tril(), has to be inverted. Here the last row sees nothing and "
+              "becomes NaN."),
         Wrong("the triangle is upside down: row t sees t and what comes after it",
               hidden_where(lambda T: torch.ones(T, T).triu()),
               "In masked_fill True means hide. The past is hidden, and the future is what gets the "
               "weight."),
         Wrong("a position is hidden from itself", filled(-torch.inf, diagonal=0),
-              "triu() holds the diagonal, triu(1) begins above it. Here row 0 has nothing to see: "
-              "NaN."),
+              "triu() holds the diagonal, triu(1) begins above it. Here row 0 has nothing to see "
+              "and becomes NaN."),
         Wrong("the next position is not hidden", filled(-torch.inf, diagonal=2),
               "triu(2) begins two columns after the diagonal, so each position sees the next one, "
               "the very token it has to predict."),
@@ -264,7 +268,7 @@ register(Exercise(
               lambda s: s.softmax(-1) * lower(s.size(-1)),
               "The future's weight is thrown away and not given to the past: rows sum to less than "
               "one, and how much less depends on the future."),
-        Wrong("the mask comes after the softmax, and the rows are divided again", renormalised,
+        Wrong("the mask comes after the softmax, and the rows are normalised again", renormalised,
               "Where the future's scores are far higher, the past's weights have underflowed to 0 "
               "already, and 0/0 is NaN. Hide first, then take the softmax."),
         Wrong("the maximum is not subtracted: exp overflows", plain_exp,
@@ -276,8 +280,8 @@ register(Exercise(
         Wrong("the softmax runs over the columns", filled(-torch.inf, -2),
               "Each column sums to one: a position's weight depends on positions after it."),
         Wrong("the softmax runs over dimension 1, not over the last one", filled(-torch.inf, 1),
-              "In one table dimension 1 is the last, in a batch of tables it is the rows: each "
-              "column then sums to one, and nothing complains.")),
+              "In one table dimension 1 is the last, but in a batch of tables it is the rows: each "
+              "column then sums to one, and no error is raised.")),
     hints=("Hide first, take the softmax afterwards: then the weights of the past sum to one.",
            "exp(-inf) is exactly 0. masked_fill(where, -torch.inf) puts it in.",
            "scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)")))
@@ -361,7 +365,7 @@ register(Exercise(
               "without a scale. Scale the scores."),
         Wrong("there is no mask", variant(weigh=lambda s: s.softmax(-1)),
               "Every position sees the token it has to predict: the training loss falls towards "
-              "zero, the text is noise."),
+              "zero, but the generated text is noise."),
         Wrong("the mask is inverted", variant(weigh=hidden_where(
               lambda T: torch.ones(T, T).triu(1))),
               "In masked_fill True means hide. The past is hidden here, and the last row, which "
@@ -379,25 +383,25 @@ register(Exercise(
         Wrong("the maximum is not subtracted: exp overflows", variant(weigh=plain_exp),
               "exp of a score above 88 is infinite in float32, and infinity over infinity is NaN. "
               "softmax subtracts the maximum of the row first."),
-        Wrong("queries and keys are exchanged", variant(swap=True),
-              "The table is transposed: training from scratch hides it, weights trained elsewhere "
-              "give noise."),
-        Wrong("the keys are made by Wq, too", variant(keys=lambda q, x: q),
+        Wrong("queries and keys are swapped", variant(swap=True),
+              "The table of scores is transposed: training from scratch hides the mistake, but "
+              "weights trained elsewhere give noise."),
+        Wrong("the keys are made with Wq as well", variant(keys=lambda q, x: q),
               "A query then matches itself best, and Wk is never used: what a position looks for "
               "and what it offers are not the same."),
         Wrong("the vectors themselves are mixed, not their values",
               variant(values=lambda k, x: x),
-              "Wv is never used and never learns, and the result has C numbers per position "
+              "Wv is never used and never learns, and the result has C components per position "
               "instead of hs."),
         Wrong("the keys are mixed, not the values", variant(values=lambda k, x: k),
               "Wv is never used and never learns: what a position is found by and what it hands "
               "over should be different things."),
         Wrong("the matrices are not transposed", untransposed,
               "They are stored (out, in), so a batch of rows needs x @ W.T. Only square matrices "
-              "hide the mistake, the others raise.")),
+              "hide the mistake; the others raise an error.")),
     hints=("Three products first: q, k and v, each (B, T, hs). The matrices are stored (out, in).",
            "scores = q @ k.transpose(-2, -1) / sqrt(hs): row t holds the scores that position t "
-           "gives to each s.",
+           "gives to every position s.",
            "Then the masked softmax of the last exercise, then @ v.")))
 
 
@@ -406,7 +410,7 @@ register(Exercise(
 T, C, MOST_PARAMETERS = 24, 32, 8192
 
 class Reader(nn.Module):
-    "The chapter's model: a letter, a mix of its past, a hidden layer"
+    "The chapter's model: a letter and a mix of its past, through a hidden layer"
     def __init__(self, V, mix):
         super().__init__()
         torch.manual_seed(0)
@@ -486,7 +490,7 @@ def head_with_positions(T, C): return Head(T, C)
 set_challenge(Challenge(
     "averaging.mix", "06", "The best mix of the past in 600 steps of training. Your function gets "
     f"T = {T} and C = {C} and returns an nn.Module from (B, T, C) vectors to (B, T, C): for every "
-    f"position a mix of its past, made with at most {MOST_PARAMETERS:,} parameters. Table, hidden "
-    "layer and training are those of the chapter; the loss is that on Macbeth.",
+    f"position a mix of its past, made with at most {MOST_PARAMETERS:,} parameters. The table, the "
+    "hidden layer and the training are those of the chapter; the score is the loss on Macbeth.",
     score=loss_of_mix, plain=head_with_positions, to_beat=2.502, unit="nats per character",
     measured="two cores of an AMD EPYC, one thread, November 2026"))

@@ -43,7 +43,7 @@ def on_disk(
     folder,
     how:str, # as above
 ) -> tuple:  # bytes of what has its final name, bytes of what is being written
-    "Look, from outside, at what the program above has written"
+    "Measure, from outside, what the program above has written"
     folder = Path(folder)
     size = lambda pattern: sum(sizes(folder, pattern))
     if how == "overwrite": return size("checkpoint.pt"), 0
@@ -62,7 +62,7 @@ def survives(
     try:
         if how == "package": return bool(checkpoint.newest(folder, say=lambda line: None))
         return bool(torch.load(Path(folder)/"checkpoint.pt", weights_only=True))
-    except Exception: return False # torch.load has many ways of saying no
+    except Exception: return False # torch.load has many ways of failing
 
 
 def resume_position(
@@ -101,15 +101,16 @@ def not_turned(s, a, B, w, W): # an epoch that has been read to its end is still
     return (epoch, seen) if seen or not epoch else (epoch - 1, W)
 
 register(Exercise(
-    "checkpoint.resume_position", "19", "After so many finished steps: (epoch, windows of that "
-    "epoch that have been read), over all processes. Both count from 0; an epoch has W windows.",
+    "checkpoint.resume_position", "19", "Where a run stands after `step` finished steps: (epoch, "
+    "windows of that epoch that all processes together have read). Both count from 0; an epoch has "
+    "W windows.",
     inputs=positions, oracle=by_reading,
     package="gpt2_course.exercises.checkpoint:resume_position",
     wrongs=(
         Wrong("each process counts its own windows alone",
               lambda s, a, B, w, W: divmod(s * a * B, W),
               "The stream is shared: the ranks take turns. After a resume the model rereads what "
-              "other ranks have read, world - 1 times over."),
+              "the other ranks had already read."),
         Wrong("a step is taken for a micro-batch", lambda s, a, B, w, W: divmod(s * B * w, W),
               "With accumulation a step reads several micro-batches; most of its data would be "
               "read again."),
@@ -119,25 +120,26 @@ register(Exercise(
               "place B times nearer to the start."),
         Wrong("the batch that was fetched ahead counts as read",
               lambda s, a, B, w, W: divmod((s * a + 1) * B * w, W),
-              "Loaders fetch ahead. What no step has used is lost unless the count stops at the "
-              "step."),
+              "Loaders fetch ahead. A batch that no step has used is lost unless the position "
+              "counts finished steps only."),
         Wrong("the epoch is forgotten", lambda s, a, B, w, W: (0, s * a * B * w % W),
-              "Each epoch has its own order. Here the first one's comes again and again, and the "
-              "loss becomes periodic."),
+              "Each epoch has its own order. Here the first epoch's order is repeated again and "
+              "again, and the loss becomes periodic."),
         Wrong("the epoch is a fraction",
               lambda s, a, B, w, W: (s * a * B * w / W, s * a * B * w % W),
-              "The order of an epoch is drawn from its whole number: use //, which rounds down."),
-        Wrong("the two numbers are exchanged",
+              "The order of an epoch is drawn from its number, an integer: use //, which rounds "
+              "down."),
+        Wrong("the two numbers are swapped",
               lambda s, a, B, w, W: divmod(s * a * B * w, W)[::-1],
-              "The epoch comes first. Exchanged, a run in its first epoch resumes in epoch 20 or "
-              "so, in an order that nobody has begun."),
-        Wrong("an epoch that has been read to its end is still the open one", not_turned,
-              "Windows are numbered 0 to W - 1: after W of them the next epoch stands at its "
-              "window 0. Position W of the old one does not exist."),
-        Wrong("what fills no whole batch at the end of an epoch is dropped",
+              "The epoch comes first. If they are swapped, a run in its first epoch resumes in "
+              "epoch 20 or so, in an order that it never began."),
+        Wrong("a finished epoch still counts as the current one", not_turned,
+              "Windows are numbered 0 to W - 1: after W of them the run is at window 0 of the next "
+              "epoch. Position W of the old one does not exist."),
+        Wrong("an incomplete batch at the end of an epoch is dropped",
               lambda s, a, B, w, W: divmod(s * a * B * w, W // (B * w) * B * w),
-              "Many loaders do drop it (drop_last). Here a batch may reach over into the next "
-              "epoch, so each epoch has all its W windows.")),
+              "Many loaders do drop it (drop_last). Here a batch may continue into the next epoch, "
+              "so each epoch has all its W windows.")),
     hints=("How many windows does one step read, over all processes?",
            "step * accumulation * B * world windows in all; W of them are an epoch.",
            "divmod gives both numbers at once.")))
@@ -167,14 +169,14 @@ def piecewise(state):
     return out
 
 def as_file(result, state):
-    "The tensors, and what a file's writer would refuse in them"
+    "The tensors, and whatever a file writer would refuse in them"
     if not isinstance(result, dict): return result
     tensors = {k: v for k, v in result.items() if isinstance(v, torch.Tensor)}
     tell = lambda bad: ", ".join(str(k) for k, v in tensors.items() if bad(v))
     others = ", ".join(str(k) for k in result if k not in tensors)
-    return {"state": result, "tensors that still ask for a gradient": tell(
+    return {"state": result, "tensors that still require a gradient": tell(
         lambda v: v.requires_grad), "tensors with gaps": tell(lambda v: not v.is_contiguous()),
-        "what is no tensor": others}
+        "what is not a tensor": others}
 
 def renamed(change, drop=("lm_head.weight",), before=(), tensor=lambda v: v.detach().contiguous()):
     "Some other renaming; `drop` is looked for afterwards, `before` in the old names"
@@ -186,8 +188,8 @@ def renamed(change, drop=("lm_head.weight",), before=(), tensor=lambda v: v.deta
 plain = lambda k: k.replace("_orig_mod.", "").removeprefix("module.")
 register(Exercise(
     "checkpoint.untied", "19", "The state dict with plain names (no _orig_mod. of torch.compile, "
-    "no module. of DDP in front) and without the tied lm_head.weight; its tensors detached and "
-    "contiguous, as a file wants them.",
+    "no module. of DDP in front) and without the tied lm_head.weight; its tensors are detached and "
+    "contiguous, as a file needs them.",
     inputs=states, oracle=piecewise, package="gpt2_course.checkpoint:untied", read=as_file,
     wrongs=(
         Wrong("_orig_mod. is removed at the front only",
@@ -196,7 +198,8 @@ register(Exercise(
               "inside the name: no plain model can load the file."),
         Wrong("module. is removed everywhere",
               renamed(lambda k: k.replace("_orig_mod.", "").replace("module.", "")),
-              "A layer whose own name ends in module loses it. Remove wrappers, not names."),
+              "A layer whose own name ends in module loses that part of it. Remove only the prefix "
+              "that the wrapper added."),
         Wrong("module. is removed before _orig_mod.",
               renamed(lambda k: k.removeprefix("module.").replace("_orig_mod.", "")),
               "A compiled DDP model writes _orig_mod.module.: the prefix is in front only once "
@@ -205,28 +208,30 @@ register(Exercise(
               renamed(lambda k: k.replace("_orig_mod.", "")),
               "DDP's module. stays in front of every name, and a plain model finds none of its "
               "tensors."),
-        Wrong("lstrip is taken for removeprefix",
+        Wrong("lstrip is used for removeprefix",
               renamed(lambda k: k.replace("_orig_mod.", "").lstrip("module.")),
               "str.lstrip removes any of these letters from the front, not the word: lm_head "
               "becomes _head."),
         Wrong("the tied head is written as well", renamed(plain, drop=()),
-              "safetensors refuses two names for one memory; other formats write it twice, and "
-              "after loading the two may be tied no longer."),
-        Wrong("the head is looked for before its name is plain",
+              "safetensors refuses two names for the same memory; other formats write it twice, "
+              "and after loading the two may no longer be tied."),
+        Wrong("the head is looked up before its name is plain",
               renamed(plain, drop=(), before=("lm_head.weight",)),
               "In a wrapped model it is called module.lm_head.weight: rename first, then compare, "
               "or it is written after all."),
         Wrong("the embedding is dropped instead of the head",
               renamed(plain, drop=("transformer.wte.weight",)),
-              "Whoever loads by GPT-2's names misses the first tensor: wte is the one that all "
-              "readers look for."),
+              "A program that loads by GPT-2's names does not find its first tensor: wte is the "
+              "name that all of them look for."),
         Wrong("the tensors are not detached", renamed(plain, tensor=lambda v: v.contiguous()),
-              "A parameter that still asks for a gradient drags its graph along; NumPy and many "
+              "A tensor that still requires a gradient stays attached to autograd; NumPy and many "
               "writers refuse it."),
-        Wrong("tensors with gaps are kept as they are", renamed(plain, tensor=lambda v: v.detach()),
-              "A slice such as t[:, ::2] is a view with gaps. A file holds bytes without gaps, and "
-              "safetensors refuses such a tensor: call contiguous().")),
-    hints=("torch.compile adds _orig_mod. wherever it compiled; DDP adds module. in front.",
+        Wrong("non-contiguous tensors are kept as they "
+              "are", renamed(plain, tensor=lambda v: v.detach()),
+              "A slice such as t[:, ::2] is a view with gaps. A file has no gaps between its "
+              "bytes, and safetensors refuses such a tensor: call contiguous().")),
+    hints=("torch.compile adds _orig_mod. to everything that it compiled; DDP adds module. in "
+           "front.",
            "str.replace removes everywhere, str.removeprefix at the front only: use each once, "
            "_orig_mod. first.",
            "Skip lm_head.weight by its plain name; store v.detach().contiguous() of the rest.")))
@@ -235,7 +240,7 @@ register(Exercise(
 def newest_whole(
     found, # step -> (files: name -> bytes, digests: name -> sha256 as promised by meta.json)
 ):         # the newest step whose files are all there as promised, or None
-    "Go back until one passes"
+    "Search backwards until one passes"
     def whole(files, digests):
         return bool(digests) and all(
             n in files and hashlib.sha256(files[n]).hexdigest() == d for n, d in digests.items())
@@ -286,34 +291,35 @@ def until_damaged(found): # the last step in front of the first damaged one
 
 register(Exercise(
     "checkpoint.newest_whole", "19", "The newest step at which every promised sha256 is that of "
-    "its file; None if there is none. A checkpoint without digests is not whole.",
+    "its file; None if there is no such step. A checkpoint without digests is not whole.",
     inputs=runs_on_disk, oracle=one_by_one,
     package="gpt2_course.exercises.checkpoint:newest_whole",
     wrongs=(
-        Wrong("the files only have to be there",
+        Wrong("the files are only required to exist",
               searched(lambda files, digests: bool(digests) and set(digests) <= set(files)),
-              "A flipped bit is loaded without a word, and the run continues with it."),
+              "A flipped bit is loaded without an error, and the run continues with it."),
         Wrong("only the files that are there are compared",
               searched(lambda files, digests: all(
                   hashlib.sha256(b).hexdigest() == digests.get(n) for n, b in files.items())),
-              "A file that is missing is never looked at, so a copy that broke off passes. Loop "
-              "over the promises, not over the files."),
-        Wrong("one file that is as promised is enough",
+              "A file that is missing is never looked at, so an interrupted copy passes. Loop over "
+              "the digests, not over the files."),
+        Wrong("one file with the right digest is enough",
               searched(lambda files, digests: any(
                   hashlib.sha256(files.get(n, b"?")).hexdigest() == d for n, d in digests.items())),
               "any() is satisfied by the weights alone; the damaged optimiser state is noticed "
-              "after the start, or never."),
-        Wrong("only the newest is looked at", searched(as_promised, tries=1),
-              "One damaged checkpoint, and the run starts at step 0 though an older one is fine."),
+              "only after the run has started, or never."),
+        Wrong("only the newest is checked", searched(as_promised, tries=1),
+              "One damaged checkpoint makes the run start at step 0, although an older one is "
+              "fine."),
         Wrong("the oldest whole one is taken", searched(as_promised, sorted),
               "All the steps since the first checkpoint are done again."),
         Wrong("the search stops at the first damaged one", until_damaged,
-              "It walks from the oldest up, and gives up what is whole behind a damaged "
-              "checkpoint. Search from the newest down."),
+              "The search goes up from the oldest, so whole checkpoints that are newer than a "
+              "damaged one are ignored. Search from the newest down."),
         Wrong("steps are compared as text",
               searched(as_promised, lambda found: sorted(found, key=str, reverse=True)),
-              "'90' comes after '100': the run falls back in time. Directory names therefore have "
-              "leading zeros."),
+              "As text, '90' comes after '100': the run goes back to an older step. Directory "
+              "names therefore have leading zeros."),
         Wrong("the last in the listing counts as the newest",
               searched(as_promised, lambda found: list(found)[::-1]),
               "A directory is listed in any order, and a dict keeps the order in which it was "
@@ -324,8 +330,8 @@ register(Exercise(
               "all() of nothing is True: a meta.json that was cut short lets anything pass."),
         Wrong("max() of nothing raises an error",
               lambda found: max(s for s, pair in found.items() if as_promised(*pair)),
-              "No whole checkpoint is an ordinary answer, None, after which the caller says what "
-              "to do. max takes default=None.")),
+              "That no checkpoint is whole is an ordinary case: return None, and the caller "
+              "decides what to do. max takes default=None.")),
     hints=("Compare hashlib.sha256(content).hexdigest() with each promise.",
            "A file that is missing breaks a promise; no promise at all is no proof.",
            "max of the steps that pass, with default=None.")))
@@ -373,35 +379,36 @@ register(Exercise(
         Wrong("the best one is not protected", lambda s, k, b, e=0: by_sets(s, k, -1, e),
               "The checkpoint that `best` names is gone: sampling from the run fails."),
         Wrong("the oldest are kept", lambda s, k, b, e=0: sorted({*s[:k], *by_sets(s, 0, b, e)}),
-              "After each save the new checkpoint is deleted: a resume begins at the beginning."),
+              "After each save the new checkpoint is deleted: a resume goes back to the start of "
+              "the run."),
         Wrong("one checkpoint too many is kept",
               lambda s, k, b, e=0: sorted({*s[-k - 1:], *by_sets(s, 0, b, e)}),
-              "Off by one: the last `keep` items are steps[-keep:]. On a full disk 1.5 GB more "
-              "stop the run."),
+              "Off by one: the last `keep` items are steps[-keep:]. On a nearly full disk another "
+              "1.5 GB stops the run."),
         Wrong("one of the newest is missing", lambda s, k, b, e=0: by_sets(s, k - 1, b, e),
               "Off by one: with keep = 1 the checkpoint that was just written is deleted."),
         Wrong("milestones are not kept", lambda s, k, b, e=0: by_sets(s, k, b, 0),
-              "Whoever wants to look back at the training finds nothing."),
-        Wrong("every counts checkpoints, not steps", numbered,
-              "Milestones are steps that `every` divides. Places in a list from which items are "
+              "Milestones are there to look back at the training; here none of them are left."),
+        Wrong("`every` is taken to count checkpoints, not steps", numbered,
+              "Milestones are steps that `every` divides. Positions in a list from which items are "
               "deleted change with each save."),
-        Wrong("without milestones everything is kept",
+        Wrong("everything is kept where there are no milestones",
               lambda s, k, b, e=0: by_sets(s, k, b, e) if e else list(s),
               "every = 0 means that there are none: nothing would ever be deleted, and the disk "
               "fills up."),
         Wrong("every = 0 is used as a divisor",
               lambda s, k, b, e=0: [x for x in s if x in s[-k:] or x == b or x % e == 0],
-              "s % 0 raises ZeroDivisionError. Ask whether `every` is 0 first."),
+              "s % 0 raises ZeroDivisionError. Check first whether `every` is 0."),
         Wrong("the best one counts among the newest",
               lambda s, k, b, e=0: by_sets(s, k - (b in s and b not in s[-k:]), b, e),
               "With keep = 1 and an old best one, no recent checkpoint is left to resume from."),
-        Wrong("the best one is named although it has no checkpoint",
+        Wrong("the best one is listed although it has no checkpoint",
               lambda s, k, b, e=0: sorted({*by_sets(s, k, b, e), b}),
-              "The best validation may belong to a step that was never saved, or was damaged. "
-              "Only a step that has a checkpoint can keep it."),
+              "The best validation may belong to a step that was never saved, or was damaged. Only "
+              "a step that has a checkpoint can keep one."),
         Wrong("a step with two reasons is listed twice", reasons,
-              "One reason is enough: unite sets, or go through the steps once.")),
-    hints=("Three reasons to stay; one is enough.",
+              "One reason is enough: take the union of sets, or go through the steps once.")),
+    hints=("There are three reasons to keep a step; one is enough.",
            "steps[-keep:] are the newest ones.",
            "every = 0 must not be a divisor: test it first.")))
 
@@ -469,16 +476,16 @@ def bytes_per_parameter(fn, seconds):
     parts = fn(), fn() # what one pair remembers, the other does not know
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 and all(map(callable, p))
                for p in parts):
-        raise ValueError("it returns two functions: pack(state) and unpack(blob, like)")
+        raise ValueError("it must return two functions: pack(state) and unpack(blob, like)")
     blob = parts[0][0](copy.deepcopy(run.state))
-    if not isinstance(blob, (bytes, bytearray)): raise ValueError("pack returns bytes")
+    if not isinstance(blob, (bytes, bytearray)): raise ValueError("pack must return bytes")
     like = {k: torch.zeros_like(v) for k, v in run.state.items()}
     state = parts[1][1](bytes(blob), copy.deepcopy(like))
     if not isinstance(state, dict) or state.keys() != like.keys():
-        raise ValueError("unpack returns a dict with the names of `like`")
+        raise ValueError("unpack must return a dict with the names of `like`")
     for k, v in like.items():
         if not isinstance(state[k], torch.Tensor) or state[k].shape != v.shape:
-            raise ValueError(f"{k}: unpack returns a tensor of shape {tuple(v.shape)}")
+            raise ValueError(f"{k}: unpack must return a tensor of shape {tuple(v.shape)}")
     state = {k: v.detach().to(torch.float32) for k, v in state.items()}
     (exact, held), (losses, mine) = run.resumed(run.state), run.resumed(state)
     gap, far = float(np.abs(losses - exact).mean()), abs(mine - held)
@@ -504,7 +511,7 @@ set_challenge(Challenge(
     "checkpoint.bytes", "19", "Return two functions: pack(state) -> bytes and unpack(blob, like) "
     "-> state. The state holds the weights and AdamW's two moments of a run, float32 tensors by "
     "name; `like` has the same names and shapes, filled with zeros. A run that resumes from your "
-    "bytes must differ from the exact one by 0.001 nats per letter at most, in the mean of its "
+    "bytes may differ from the exact one by at most 0.001 nats per letter, on average over its "
     "next 20 losses and on Macbeth.",
     score=bytes_per_parameter, plain=half_as_wide, to_beat=6.0, unit="bytes per parameter",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))

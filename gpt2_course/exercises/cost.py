@@ -31,7 +31,7 @@ def product_flops(m, k, n):
     return sum(2 * k for _ in range(m) for _ in range(n))
 
 def block_counted(T, C):
-    "Six products: c_attn, scores, mix, c_proj, c_fc, c_proj; one head has them all"
+    "Six products: c_attn, scores, mix, c_proj, c_fc, c_proj; with a single head"
     shapes = [(T, C, 3 * C), (T, C, T), (T, T, C), (T, C, C), (T, C, 4 * C), (T, 4 * C, C)]
     return sum(product_flops(*s) for s in shapes)
 
@@ -41,8 +41,8 @@ def rows_and_widths(seed):
     return [(int(r.integers(4, 9)), 8), (16, 12), (24, int(r.integers(4, 7))), (1, 6), (5, 1)]
 
 register(Exercise(
-    "cost.block_flops", "15", "FLOPs of the matrix products of one block, forward, for a row of T "
-    "tokens; the whole (T, T) table counts.",
+    "cost.block_flops", "15", "The FLOPs of the matrix products in one block's forward pass, for a "
+    "row of T tokens; count the whole (T, T) table.",
     inputs=rows_and_widths,
     oracle=block_counted, package="gpt2_course.exercises.cost:block_flops",
     wrongs=(
@@ -51,27 +51,27 @@ register(Exercise(
               "Data sheets count two, a multiplication and an addition: your MFU would come out at "
               "half its value."),
         Wrong("attention's own products are forgotten", lambda T, C: 24 * T * C * C,
-              "Scores and mix have no weights, yet they are products, and they grow with the "
-              "square of T."),
+              "The scores and the weighted sum of the values involve no parameters, yet they are "
+              "matrix products, and their cost grows with the square of T."),
         Wrong("the MLP is taken to be C wide",
               lambda T, C: 12 * T * C * C + 4 * T * T * C,
-              "It is 4 C wide inside, and two thirds of a block's weights are there."),
+              "The MLP is 4 C wide inside and holds two thirds of a block's weights."),
         Wrong("half of the attention table is missing",
               lambda T, C: 24 * T * C * C + 2 * T * T * C,
-              "Either one of its two products is missing (scores, q with k; mix, weights with v), "
-              "or both are counted for the causal half alone. Here the whole (T, T) table is "
-              "computed for both, and the future is hidden afterwards."),
+              "Either one of its two products is missing (scores, q with k; weighted sum, weights "
+              "with v), or both are counted for the causal half alone. Here the whole (T, T) table "
+              "is computed for both, and the future is hidden afterwards."),
         Wrong("only the keys that causality lets through are counted",
               lambda T, C: 24 * T * C * C + 2 * T * (T + 1) * C,
               "Query t sees t + 1 keys, T (T + 1) / 2 in all. But the plain form computes the "
               "whole table and hides the future afterwards; the task counts what is computed."),
         Wrong("the backward pass is counted as well",
               lambda T, C: 3 * (24 * T * C * C + 4 * T * T * C),
-              "Each product of the forward pass brings two more in the backward pass, three times "
-              "the work in all. The task asks for the forward pass."),
+              "Each product of the forward pass brings two more in the backward pass, so the total "
+              "is three times the work. The task asks for the forward pass."),
         Wrong("the count is for one token", lambda T, C: 24 * C * C + 4 * T * C,
               "The task asks for a row of T tokens: every weight is used by each of them."),
-        Wrong("c_attn makes only one of queries, keys and values",
+        Wrong("c_attn is taken to make only one of queries, keys and values",
               lambda T, C: 20 * T * C * C + 4 * T * T * C,
               "It makes all three: its weight is (C, 3 C).")),
     hints=("List the products: c_attn, q with k, weights with v, c_proj, c_fc, c_proj.",
@@ -89,13 +89,13 @@ def product_bytes(
     return size * (m * k + k * n + m * n)
 
 def bytes_counted(m, k, n, size):
-    "Make the matrices and look"
+    "Allocate the matrices and measure them"
     kind = {2: np.float16, 4: np.float32, 8: np.float64}[size]
     a, b = np.zeros((m, k), kind), np.zeros((k, n), kind)
     return a.nbytes + b.nbytes + (a @ b).nbytes
 
 def shapes(seed):
-    "A thick product, a thin one, a single row, an outer product, three kinds of numbers"
+    "A thick product, a thin one, a single row, an outer product; three number formats"
     rng = np.random.default_rng(seed)
     n = lambda low, high: int(rng.integers(low, high))
     return [(n(5, 9), n(10, 14), n(15, 19), 4), (n(20, 30), n(2, 5), n(6, 9), 2),
@@ -109,22 +109,22 @@ register(Exercise(
         Wrong("the result is not written", lambda m, k, n, size: size * (m * k + k * n),
               "The result has to reach memory too. For the logits it is the largest of the three "
               "matrices."),
-        Wrong("each operation reads its numbers anew",
+        Wrong("each operation reads its operands anew",
               lambda m, k, n, size: size * 2 * m * k * n,
-              "That would be a machine without a cache; a good kernel uses each number many "
-              "times once it has been read."),
+              "That describes a machine without a cache; a good kernel uses each number many times "
+              "once it has been read."),
         Wrong("numbers are counted, not bytes", lambda m, k, n, size: m * k + k * n + m * n,
               "In bf16 the same product moves half the bytes: the size of a number matters."),
         Wrong("only the weights are read", lambda m, k, n, size: size * k * n,
-              "Nearly right for a single row; for a whole batch the activations, (m, k) and "
-              "(m, n), can outweigh the weights."),
+              "This is nearly right for a single row; for a whole batch the activations, (m, k) "
+              "and (m, n), can outweigh the weights."),
         Wrong("the result is counted twice",
               lambda m, k, n, size: size * (m * k + k * n + 2 * m * n),
-              "It is written and not read: its sums are finished in registers before they go to "
-              "memory."),
+              "The result is written once and not read: its sums are finished in registers before "
+              "they go to memory."),
         Wrong("the size is taken for bits", lambda m, k, n, size: size * (m*k + k*n + m*n) / 8,
               "`size` is already in bytes: 4 for float32, 2 for bf16.")),
-    hints=("Which three matrices take part?", "They have m k, k n and m n numbers.",
+    hints=("Which three matrices take part?", "They have m k, k n and m n elements.",
            "size * (m * k + k * n + m * n)")))
 
 
@@ -145,27 +145,28 @@ register(Exercise(
     wrongs=(
         Wrong("the ratio is upside down",
               lambda m, k, n, size: product_bytes(m, k, n, size) / (2 * m * k * n),
-              "These are bytes per FLOP: the axis of the roofline would run the other way."),
+              "This gives bytes per FLOP: the axis of the roofline would run the other way."),
         Wrong("a multiply-add counts as one operation",
               lambda m, k, n, size: m * k * n / product_bytes(m, k, n, size),
               "Peaks are given in operations, two for each multiply-add: every point of the "
               "roofline would lie a factor of two too far to the left."),
         Wrong("FLOPs are divided by numbers, not by bytes",
               lambda m, k, n, size: 2 * m * k * n / product_bytes(m, k, n, 1),
-              "The ridge is in FLOPs per byte; bf16 and fp32 would look alike."),
+              "The ridge point is in FLOPs per byte; counted in numbers, bf16 and fp32 would look "
+              "alike."),
         Wrong("only the weights are counted as moved",
               lambda m, k, n, size: 2 * m / size,
-              "This grows with the batch without limit; the true intensity is bounded by the "
+              "This grows with the batch without limit, while the true intensity is bounded by the "
               "width."),
         Wrong("the result is not counted as moved",
               lambda m, k, n, size: 2 * m * k * n / (size * (m * k + k * n)),
-              "Writing counts like reading: with many columns, as in the head, the result is most "
-              "of the traffic."),
-        Wrong("the fraction is cut off",
+              "Writes count as much as reads: with many columns, as in the head, the result is "
+              "most of the traffic."),
+        Wrong("the result is rounded down",
               lambda m, k, n, size: 2 * m * k * n // product_bytes(m, k, n, size),
               "// divides and rounds down. A single token has an intensity of about one half in "
               "fp32, which would become 0.")),
-    hints=("FLOPs above, bytes below.", "There are 2 m k n operations.",
+    hints=("Divide the FLOPs by the bytes.", "There are 2 m k n operations.",
            "2 * m * k * n / (size * (m * k + k * n + m * n))"), atol=0.0))
 
 
@@ -183,7 +184,7 @@ def kv_bytes(
     return 2 * L * B * nh * T * hs * size
 
 def kv_counted(L, nh, hs, T, B, size):
-    "Make the cache and look"
+    "Allocate the cache and measure it"
     kind = {2: np.float16, 4: np.float32}[size]
     return sum(np.zeros((B, nh, T, hs), kind).nbytes for _ in range(L) for _ in "kv")
 
@@ -194,8 +195,8 @@ def caches(seed):
             (1, 1, 8, 6, 2, 2)]
 
 register(Exercise(
-    "cost.kv_bytes", "15", "The bytes of a KV cache: L blocks, nh heads of size hs, T positions, B "
-    "rows, numbers of `size` bytes.",
+    "cost.kv_bytes", "15", "The size in bytes of a KV cache: L blocks, nh heads of size hs, T "
+    "positions, B rows, numbers of `size` bytes.",
     inputs=caches,
     oracle=kv_counted, package="gpt2_course.exercises.cost:kv_bytes",
     wrongs=(
@@ -205,7 +206,7 @@ register(Exercise(
               "Every block has keys and values of its own."),
         Wrong("the heads are forgotten", lambda L, nh, hs, T, B, size: 2 * L * B * T * hs * size,
               "A position keeps nh vectors of hs numbers, C in all. Sharing one of them among all "
-              "heads is another model: multi-query attention."),
+              "heads would be a different model: multi-query attention."),
         Wrong("numbers are counted, not bytes",
               lambda L, nh, hs, T, B, size: 2 * L * B * nh * T * hs,
               "The result is two or four times too small: there will not be enough memory."),
@@ -214,12 +215,12 @@ register(Exercise(
               "weights are shared among rows; the cache is not."),
         Wrong("queries are kept as well",
               lambda L, nh, hs, T, B, size: 3 * L * B * nh * T * hs * size,
-              "A query is needed once, when its token is processed. Later tokens ask with queries "
-              "of their own and need the old keys and values only."),
+              "A query is needed once, when its token is processed. Later tokens have queries of "
+              "their own and need only the old keys and values."),
         Wrong("a table of scores is kept",
               lambda L, nh, hs, T, B, size: 2 * L * B * nh * T * T * size,
               "The cache holds vectors of hs numbers for each position, so it grows with T. Scores "
-              "(T for each position) are computed anew for every token.")),
+              "(T per position) are computed anew for every token.")),
     hints=("What does one position keep in one head of one block?",
            "A key and a value of hs numbers each: 2 hs.", "2 * L * B * nh * T * hs * size")))
 
@@ -261,8 +262,8 @@ def percent_off(
         m = GPTConfig(block_size=T, vocab_size=V, n_layer=L, n_head=nh, n_embd=C)
         with Arithmetic(): guess = fn(m, B)
         if not isinstance(guess, (int, float, np.number)) or not 0 < guess < math.inf:
-            raise ValueError(f"for {m} and {B} rows it returns {guess!r}: a number of bytes, above "
-                             "0, is wanted")
+            raise ValueError(f"for {m} and {B} rows it returns {guess!r}: it must return a "
+                             "positive number of bytes")
         rows.append((m, B, float(guess)))
     return 100 * float(np.mean([abs(guess / peak_of_a_step(m, B) - 1) for m, B, guess in rows]))
 
@@ -271,8 +272,9 @@ def as_planned(m, B):
     return memory(m, B, attention="manual", runtime=0)["peak"]
 
 set_challenge(Challenge(
-    "cost.memory", "15", "Predict, by arithmetic alone, the most bytes of tensors that are alive "
-    "during a training step (float32, plain attention, AdamW): fn(m, B) gets a GPTConfig and the "
-    "number of rows. Training steps of twelve models that it has not seen are then counted.",
+    "cost.memory", "15", "Predict, by arithmetic alone, the peak memory, in bytes, of the tensors "
+    "alive during a training step (float32, plain attention, AdamW): fn(m, B) gets a GPTConfig and "
+    "the number of rows. Its predictions are compared with the peak counted in training steps of "
+    "twelve models that it has not seen.",
     score=percent_off, plain=as_planned, to_beat=0.7493, unit="percent off, on average",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

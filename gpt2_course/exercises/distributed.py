@@ -22,7 +22,7 @@ from .team import material, ring_plan
 # --- ring_plan ---
 
 def ring_by_slices(rank, n):
-    "Slice c starts at rank c, is whole n - 1 hops later, and goes round again"
+    "Slice c starts at rank c, is complete n - 1 hops later, and goes round again"
     steps = [[None, None, True] for _ in range(n - 1)] + [[None, None, False] for _ in range(n - 1)]
     for c in range(n):
         at = c
@@ -53,21 +53,21 @@ register(Exercise(
     "0, rank r sends slice r.",
     inputs=rings, oracle=ring_by_slices, package="gpt2_course.exercises.distributed:ring_plan",
     wrongs=(
-        Wrong("the second round begins with the slice of one's own number",
+        Wrong("the second round begins with the rank's own slice",
               lambda r, n: halves(r, n, down, down),
               "After the first round, rank r holds the complete sum of slice r + 1. Its slice r is "
               "still unfinished, and this unfinished sum is what every rank would get."),
         Wrong("the second round adds as well", lambda r, n: halves(r, n, down, again, add2=True),
               "The sums are complete by then. If they are added again, the ranks end with "
-              "different numbers."),
+              "different values."),
         Wrong("each round has n steps",
               lambda r, n: halves(r, n, down, again, steps=lambda n: n),
-              "A slice has n - 1 neighbours to visit. At the n-th step its sum comes home, and its "
-              "own part is counted twice."),
+              "A slice makes n - 1 hops. At the n-th its sum returns to the rank where it started, "
+              "and that rank's part is counted twice."),
         Wrong("the slices are counted upwards",
               lambda r, n: halves(r, n, lambda r, s: r + s, lambda r, s: r + 1 + s),
               "What was received at one step must be sent at the next. Here each step sends a "
-              "slice that has not met any other rank yet."),
+              "slice to which no other rank has added anything yet."),
         Wrong("the second round is missing",
               lambda r, n: halves(r, n, down, again)[:n - 1],
               "After n - 1 steps each rank has the complete sum of a single slice, and unfinished "
@@ -77,8 +77,8 @@ register(Exercise(
               "Data flows to the right, so what arrives is what the left neighbour, rank r - 1, "
               "sends at this step: at step 0 its slice r - 1."),
         Wrong("every rank follows the plan of rank 0", lambda r, n: ring_plan(0, n),
-              "If all ranks send the same slice at the same step, only one slice is on its way "
-              "at a time, and what a rank receives is not the slice that it adds.")),
+              "If all ranks send the same slice at the same step, only one slice is in transit at "
+              "a time, and what a rank receives is not the slice that it adds.")),
     hints=("At step 0 rank r sends slice r. What it sends at step 1 is what it received at step 0.",
            "The slice received is the one before the slice sent: (r - s - 1) % n in the first "
            "round.",
@@ -123,9 +123,9 @@ register(Exercise(
     package="gpt2_course.exercises.distributed:average_gradient",
     wrongs=(
         Wrong("every rank has the same weight", weighted(lambda n, c: 1 / len(c)),
-              "This is what DDP does. A rank with one token then has as much say as one with "
-              "thousands: the result depends on how the rows were dealt out."),
-        Wrong("the gradients are added and not divided", weighted(lambda n, c: 1.0),
+              "This is what DDP does. A rank with one token then counts as much as one with "
+              "thousands: the result depends on how the rows were distributed."),
+        Wrong("the gradients are added but not divided", weighted(lambda n, c: 1.0),
               "The gradient grows with the number of processes, and so does the step, unless "
               "clipping or Adam hides it."),
         Wrong("the weighted sum is divided by the number of ranks", weighted(lambda n, c: n/len(c)),
@@ -166,7 +166,7 @@ def sync_schedule(
     return [i == micro - 1 for _ in range(steps) for i in range(micro)]
 
 def by_counting(micro, steps):
-    "Count micro-batches through the run; a step is full when the count divides"
+    "Count micro-batches through the run; a step is full when micro divides the count"
     return [done % micro == 0 for done in range(1, steps * micro + 1)]
 
 def schedules(
@@ -183,31 +183,31 @@ register(Exercise(
     package="gpt2_course.exercises.distributed:sync_schedule",
     wrongs=(
         Wrong("every micro-batch is exchanged", lambda m, n: [True] * (m * n),
-              "The numbers are right, but the traffic is micro times as high: no_sync exists to "
-              "avoid exactly this."),
+              "The gradients are right, but the traffic is `micro` times as high: no_sync exists "
+              "to avoid exactly this."),
         Wrong("the first micro-batch of each step is exchanged",
               lambda m, n: [i == 0 for _ in range(n) for i in range(m)],
               "A flag set after the forward pass has this effect: the gradients of the later "
               "micro-batches stay local, and the replicas drift apart."),
         Wrong("only the last micro-batch of the run is exchanged",
               lambda m, n: [i == m * n - 1 for i in range(m * n)],
-              "The counter must begin anew with each step; otherwise nearly every step is taken "
-              "along a local gradient."),
+              "The counter must restart with each step; otherwise nearly every step uses a local "
+              "gradient."),
         Wrong("the counter is off by one",
               lambda m, n: [i == m for _ in range(n) for i in range(m)],
               "i counts from 0, so it never equals micro: nothing is ever exchanged."),
-        Wrong("the bools are the wrong way round",
+        Wrong("the bools are inverted",
               lambda m, n: [i != m - 1 for _ in range(n) for i in range(m)],
               "These are the micro-batches that belong under no_sync. The question is which ones "
               "exchange their gradients."),
-        Wrong("micro-batches and steps have changed places",
+        Wrong("micro-batches and steps are swapped",
               lambda m, n: [i == n - 1 for _ in range(m) for i in range(n)],
-              "A step has micro micro-batches, and there are steps of them: the inner loop is "
-              "the one over micro-batches."),
+              "There are `steps` steps of `micro` micro-batches each: the inner loop is the one "
+              "over micro-batches."),
         Wrong("there is a list for each step",
               lambda m, n: [[i == m - 1 for i in range(m)] for _ in range(n)],
-              "The content is right; asked for is one flat list over all forward passes, in the "
-              "order in which they are made.")),
+              "The content is right, but the task asks for one flat list over all forward passes, "
+              "in the order in which they are made.")),
     hints=("With one micro-batch per step, every one is exchanged.",
            "Gradients add up locally; one exchange of the sum is enough. When is it complete?",
            "i == micro - 1, for i from 0 in every step")))
@@ -218,7 +218,7 @@ register(Exercise(
 def buckets(
     sizes,   # bytes of each parameter, first layer first
     cap:int, # a bucket that holds this many bytes or more is sent
-) -> list:   # of buckets: lists of parameter numbers, in the order in which gradients arrive
+) -> list:   # of buckets: lists of parameter indices, in the order in which gradients arrive
     "Backward runs from the last parameter to the first: fill, send, begin the next"
     out, load = [[]], 0
     for i in reversed(range(len(sizes))):
@@ -254,7 +254,7 @@ def never_over(sizes, cap): # mistaken: a bucket is sent before it would overflo
         load += sizes[i]
     return out
 
-def never_emptied(sizes, cap): # mistaken: the load goes on counting
+def never_emptied(sizes, cap): # mistaken: the load keeps counting
     out, load = [[]], 0
     for i in reversed(range(len(sizes))):
         out[-1].append(i)
@@ -267,8 +267,8 @@ def empty_at_the_end(sizes, cap): # mistaken: a bucket is begun although nothing
     return out + [[]] if sum(sizes[i] for i in out[-1]) >= cap else out
 
 register(Exercise(
-    "distributed.buckets", "18", "Parameter numbers by bucket, in the order in which their "
-    "gradients arrive; a bucket is full when it holds cap bytes or more.",
+    "distributed.buckets", "18", "The parameter indices in each bucket, in the order in which "
+    "their gradients arrive; a bucket is full when it holds cap bytes or more.",
     inputs=parameter_sizes, oracle=torch_buckets,
     package="gpt2_course.exercises.distributed:buckets",
     wrongs=(
@@ -276,8 +276,8 @@ register(Exercise(
               "The first layer's gradient comes last: no bucket is full before the backward pass "
               "ends, and nothing overlaps."),
         Wrong("a bucket is sent before it would overflow", never_over,
-              "cap is no upper limit: a tensor larger than a bucket must travel too. DDP sends a "
-              "bucket when it has reached cap."),
+              "cap is not an upper limit: a tensor larger than a bucket must be sent too. DDP "
+              "sends a bucket when it has reached cap."),
         Wrong("the last bucket is forgotten when it is not full",
               lambda sizes, cap: [b for b in buckets(sizes, cap)
                                   if sum(sizes[i] for i in b) >= cap],
@@ -287,13 +287,13 @@ register(Exercise(
               lambda sizes, cap: buckets(sizes, cap + 1),
               "It is full at cap bytes or more: >= and not >. Here it waits for one more "
               "gradient, and all later buckets are shifted."),
-        Wrong("the load is not set back to 0", never_emptied,
+        Wrong("the load is not reset to 0", never_emptied,
               "After the first full bucket the load is above cap for good, so every later "
-              "parameter travels in a bucket of its own."),
+              "parameter is sent in a bucket of its own."),
         Wrong("an empty bucket is left at the end", empty_at_the_end,
-              "When the last gradient fills its bucket, nothing is left to send, and a new bucket "
-              "must not be begun."),
-        Wrong("the numbers within a bucket are sorted",
+              "When the last gradient fills its bucket, nothing is left to send, and no new bucket "
+              "must be begun."),
+        Wrong("the indices within a bucket are sorted",
               lambda sizes, cap: [sorted(b) for b in buckets(sizes, cap)],
               "Gradients arrive from the last parameter to the first, and the order within a "
               "bucket is the order of arrival.")),
@@ -307,7 +307,7 @@ register(Exercise(
 RANKS, ERROR, PATIENCE = 4, 0.01, 5.0 # simulated ranks, relative error allowed, seconds
 
 class Mail:
-    "What a simulated rank has for a network: tensors go out and come in, and their bytes count"
+    "A simulated rank's network: it sends and receives tensors, and counts the bytes sent"
     def __init__(self, rank, boxes): self.rank, self.boxes, self.sent = rank, boxes, 0
 
     def send(self, t, to): # returns at once
@@ -379,10 +379,10 @@ def bytes_per_byte(
         for r, t in enumerate(results):
             if not isinstance(t, torch.Tensor) or t.shape != truth.shape:
                 what = tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__
-                raise ValueError(f"rank {r} returns {what}: a tensor like its gradient, of shape "
-                                 f"{tuple(truth.shape)}, is wanted")
+                raise ValueError(f"rank {r} returns {what}: it must return a tensor like its "
+                                 f"gradient, of shape {tuple(truth.shape)}")
             if not torch.equal(t, results[0]):
-                raise ValueError(f"rank {r} ends with other numbers than rank 0: replicas must "
+                raise ValueError(f"rank {r} ends with other values than rank 0: replicas must "
                                  "stay equal to the last bit")
         error = float((results[0].double() - truth).norm() / truth.norm())
         if not error <= ERROR:
@@ -400,9 +400,9 @@ def sixteen_bit_ring(g, rank, n, mail):
     return torch.cat(slices).bfloat16().float() # a rank's own slice is rounded like all others
 
 set_challenge(Challenge(
-    "distributed.bytes", "18", "An all-reduce with few bytes: fn(g, rank, n, mail) returns the sum "
-    "of all ranks' g to within 1% of its norm, the same bits in every rank; mail.send(tensor, to) "
-    "and mail.receive(source) are all it has.",
+    "distributed.bytes", "18", "An all-reduce that sends few bytes: fn(g, rank, n, mail) returns "
+    "the sum of all ranks' g to within 1% of its norm, with the same bits on every rank; "
+    "mail.send(tensor, to) and mail.receive(source) are its only network.",
     score=bytes_per_byte, plain=sixteen_bit_ring, to_beat=0.75,
     unit="bytes sent by the busiest rank, per byte of gradient",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

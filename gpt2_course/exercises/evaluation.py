@@ -1,6 +1,6 @@
-"""The catalogue of chapter 22: the window of an ending, its log-probability, three ways to choose
-and a comparison with its error, each with an independent oracle and its classic mistakes; and the
-challenge of deciding soon."""
+"""The catalogue of chapter 22: the window of an ending, its log-probability, three ways to
+choose and a comparison with its standard error, each with an independent oracle and its classic
+mistakes; and the challenge of deciding early."""
 
 import math
 from fractions import Fraction
@@ -37,37 +37,36 @@ def ending_alone(c, e, T): # no context at all where both do not fit
 
 register(Exercise(
     "evaluation.window", "22", "From context, ending and block_size: the tokens that are used (one "
-    "more than the model reads), and how many of the last ones are asked for.",
+    "more than the model reads), and how many of the last ones are scored.",
     inputs=texts, oracle=window_backwards, package="gpt2_course.evals:window",
     wrongs=(
         Wrong("the end is cut off, not the beginning",
               lambda c, e, T: ((c + e)[:T + 1], min(len(e), T)),
               "The ending is gone and the last words of the context are scored in its place: four "
-              "nearly equal numbers, and no error."),
-        Wrong("one token of context is thrown away", lambda c, e, T: ((c + e)[-T:], min(len(e), T)),
+              "nearly equal scores, and no error message."),
+        Wrong("one token of context is dropped", lambda c, e, T: ((c + e)[-T:], min(len(e), T)),
               "The last token is predicted, not read: block_size inputs need block_size + 1 "
               "tokens."),
         Wrong("the last token is left out, since it is never read",
               lambda c, e, T: ((c + e)[-T - 1:-1], min(len(e), T)),
-              "It is the last one to be predicted: without it the ending is scored without its "
-              "last token, and everything asked for stands one place too far left."),
+              "It is the last one to be predicted: otherwise the ending is scored without its last "
+              "token, and every scored position is one too far to the left."),
         Wrong("nothing is cut", lambda c, e, T: (c + e, len(e)),
-              "The row is longer than the block: positions run out, and a careful model refuses "
-              "it."),
+              "The row is longer than the block: there are no positions for its end, and a careful "
+              "model refuses it."),
         Wrong("the context is cut to the block, then the ending is added",
               lambda c, e, T: (c[-T:] + e, len(e)),
               "Cut after joining: this row is longer than the block by the whole ending."),
-        Wrong("the whole context goes where both do not fit", ending_alone,
+        Wrong("the whole context is dropped where both do not fit", ending_alone,
               "As much of it as fits should stay: its last words matter most for the ending."),
-        Wrong("the whole ending is asked for, even where it does not fit",
+        Wrong("the whole ending is scored, even where it does not fit",
               lambda c, e, T: ((c + e)[-T - 1:], len(e)),
-              "More tokens are asked for than there are predictions: the sum is divided by a "
+              "More tokens are to be scored than there are predictions: the sum is divided by a "
               "length that was never scored."),
-        Wrong("every prediction is asked for",
+        Wrong("every prediction is scored",
               lambda c, e, T: ((c + e)[-T - 1:], min(len(c + e) - 1, T)),
-              "The tokens of the context are predicted too, but nobody asks for them: only the "
-              "ending's count."),
-        Wrong("one more is asked for than can be predicted",
+              "The tokens of the context are predicted too, but only those of the ending count."),
+        Wrong("one more token is scored than can be predicted",
               lambda c, e, T: ((c + e)[-T - 1:], min(len(e), T + 1)),
               "Of block_size + 1 tokens the first has nothing before it: there are block_size "
               "predictions.")),
@@ -123,56 +122,58 @@ register(Exercise(
     wrongs=(
         Wrong("each token is scored by the logits of its own position",
               lambda z, ids, n: float(of_all(z, ids)[-n:].sum()),
-              "Logits at t predict token t + 1. Scored so, the model seems to know nothing, and "
-              "accuracy stays near chance for ever."),
+              "Logits at t predict token t + 1. Scored this way, the model seems to know nothing, "
+              "and accuracy stays near chance."),
         Wrong("the context is counted too", lambda z, ids, n: float(shifted(z, ids).sum()),
-              "It adds the same to all endings, so the sum still chooses well; divided by length "
-              "it no longer does."),
+              "The context adds the same amount to all endings, so the sum still chooses well; "
+              "divided by length it no longer does."),
         Wrong("the first token of the ending is not counted",
               lambda z, ids, n: float(shifted(z, ids)[len(ids) - n:].sum()),
-              "Its logits stand one place before the ending, after the context's last token. A "
-              "slice from -n on misses them."),
+              "Its logits are one position before the ending, at the context's last token. A slice "
+              "from -n on misses them."),
         Wrong("the mean is taken, not the sum",
               lambda z, ids, n: float(shifted(z, ids)[-n:].mean()),
-              "That is acc_norm_token already: whoever divides again divides twice."),
+              "That is already the score of acc_norm_token: a later division by the length would "
+              "be the second one."),
         Wrong("the loss is returned, which has the other sign",
               lambda z, ids, n: float(-shifted(z, ids)[-n:].sum()),
               "cross_entropy gives minus the log-probability. The largest loss would be chosen: "
               "the least likely ending."),
-        Wrong("it is in bits, not in nats",
+        Wrong("the result is in bits, not in nats",
               lambda z, ids, n: float(shifted(z, ids)[-n:].sum()) / math.log(2),
-              "log is the natural logarithm here as everywhere in the course; a base of 2 makes "
-              "each number 1.44 times as large."),
+              "Here, as everywhere in the course, log is the natural logarithm; base 2 makes each "
+              "value 1.44 times as large."),
         Wrong("the softmax runs over the positions", picked(lambda z: z.log_softmax(0)),
               "Each position has a distribution over the vocabulary, the last dimension: dim=-1. "
               "With dim=0 even tokens that come later change the result."),
         Wrong("the logits are added without a softmax", picked(lambda z: z),
-              "Every position has another constant in its logits; only the softmax takes it out."),
-        Wrong("the logarithm is taken of a finished softmax",
+              "The logits of each position include a constant of their own, which only the softmax "
+              "removes."),
+        Wrong("the logarithm is taken of the softmax",
               picked(lambda z: z.double().softmax(-1).log()),
               "A probability below the smallest float becomes 0, and its logarithm minus infinity. "
-              "log_softmax, or logsumexp, never makes the tiny number."),
+              "log_softmax, or logsumexp, never forms the tiny probability."),
         Wrong("exp is taken of the logits themselves",
               picked(lambda z: (z.double().exp() / z.double().exp().sum(-1, keepdim=True)).log()),
-              "exp(1000) is infinite, and infinity over infinity is no number. Subtract each row's "
+              "exp(1000) is infinite, and infinity over infinity is NaN. Subtract each row's "
               "maximum first, or use log_softmax."),
         Wrong("probabilities are added, not their logarithms",
               lambda z, ids, n: float(shifted(z, ids)[-n:].exp().sum()),
-              "One easy token outweighs a word that is impossible; the product of probabilities "
-              "is what an ending has.")),
-    hints=("Logits at position t say what comes at t + 1.",
+              "One easy token then outweighs an impossible one; the probability of an ending is "
+              "the product of its tokens' probabilities.")),
+    hints=("Logits at position t predict the token at t + 1.",
            "So the rows are logits[-n - 1:-1], the targets ids[-n:].",
            "logits[-n - 1:-1].log_softmax(-1).gather(1, ids[-n:, None]).sum()")))
 
 
-def clear(score): # whether the best of (E,) scores is the best whatever is rounded
+def clear(score): # whether the best of (E,) scores stays the best however they are rounded
     second, best = np.sort(score)[-2:]
     return best - second > 1e-3 * abs(best)
 
 def scored(
     seed:int,
 ) -> list: # of (logp, tokens, chars)
-    "Tests in which the ways disagree, their endings shuffled, and random ones"
+    "Questions on which the three ways disagree, their endings shuffled, and random ones"
     rng, out = np.random.default_rng(seed), []
     for rows in ([(-8.0, 4, 12), (-10.0, 8, 14), (-12.0, 6, 40)], [(-8.0, 10, 40), (-9.0, 4, 20)],
                  [(-8.0, 10, 40), (-8.1, 4, 20)], [(-4.0, 2, 20), (-12.0, 10, 40)],
@@ -204,8 +205,9 @@ def by_token(p, n, c): return p / n
 def by_character(p, n, c): return p / c
 
 register(Exercise(
-    "evaluation.pick", "22", "From log-probabilities, tokens and characters of the endings: an "
-    "array of the three answers by sum, by token and by character (positions, from 0).",
+    "evaluation.pick", "22", "From the endings' log-probabilities and their numbers of tokens and "
+    "characters: an array of the three answers by sum, by token and by character (positions, from "
+    "0).",
     inputs=scored, oracle=pick_fractions, package="gpt2_course.evals:pick",
     excused={"equal": "of endings that tie either may be chosen",
              "batch": "the task is one question; its endings are a row"},
@@ -213,31 +215,31 @@ register(Exercise(
         Wrong("the smallest is chosen, as if these were losses",
               lambda p, n, c: np.array([s.argmin() for s in (p, p / n, p / c)]),
               "The model's least likely ending is taken for its answer: accuracy falls below "
-              "chance, the better the model the lower."),
-        Wrong("tokens and characters are exchanged", by_scores(summed, by_character, by_token),
-              "Each number is compared with someone else's under a name that is not its own."),
+              "chance, and the better the model, the lower it gets."),
+        Wrong("tokens and characters are swapped", by_scores(summed, by_character, by_token),
+              "Each accuracy is reported under the other's name, and compared with published "
+              "values of the wrong kind."),
         Wrong("the sum decides all three", by_scores(summed, summed, summed),
-              "Without a division all three favour short endings, and there is nothing to "
-              "compare."),
+              "Without division all three favour short endings, and there is nothing to compare."),
         Wrong("the sum is divided by both lengths at once",
               by_scores(summed, by_token, lambda p, n, c: p / n / c),
-              "acc_norm_char divides the sum by the characters alone. Divided twice, long endings "
-              "win."),
+              "acc_norm_char divides the sum by the characters alone. When it is divided twice, "
+              "long endings win."),
         Wrong("probabilities are divided, not their logarithms",
               by_scores(summed, lambda p, n, c: np.exp(p) / n, lambda p, n, c: np.exp(p) / c),
-              "A probability falls exponentially with length; a division by 10 does not undo it. "
+              "A probability falls exponentially with length; dividing by 10 does not undo that. "
               "All three ways then nearly always agree with the sum."),
         Wrong("the lengths are multiplied",
               by_scores(summed, lambda p, n, c: p * n, lambda p, n, c: p * c),
-              "Log-probabilities are negative: times the length, a long ending is punished "
-              "twice."),
+              "Log-probabilities are negative: multiplied by the length, they penalise a long "
+              "ending twice."),
         Wrong("the best scores are returned, not their positions",
               lambda p, n, c: np.array([s.max() for s in (p, p / n, p / c)]),
               "The answer is which ending it is, to be compared with the label: argmax, not max."),
         Wrong("the endings are numbered from 1",
               lambda p, n, c: np.array([s.argmax() + 1 for s in (p, p / n, p / c)]),
-              "Labels count from 0. Numbered from 1, every answer is compared with that of its "
-              "neighbour.")),
+              "Labels count from 0. With numbers from 1, every answer is compared as if it were "
+              "the next ending.")),
     hints=("The sum is the first way; the other two divide it.",
            "Log-probabilities are negative, and the largest is the likeliest.",
            "np.array([s.argmax() for s in (logp, logp / tokens, logp / chars)])")))
@@ -246,7 +248,7 @@ register(Exercise(
 def compare(
     a:np.ndarray, # (n,) bool: which questions the first model gets right
     b:np.ndarray, # (n,) the second model, same questions
-) -> tuple[float, float]: # accuracy of b less that of a, its standard error
+) -> tuple[float, float]: # accuracy of b minus that of a, its standard error
     "A paired comparison: what both get right or wrong says nothing about the difference"
     d = b.astype(float) - a.astype(float)
     return float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d)))
@@ -267,7 +269,7 @@ def exams(
             (a, np.where(rng.random(200) < 0.3, rng.random(200) < 0.6, a))]
 
 def compare_counts(a, b):
-    "With the questions that only one of the two gets right (McNemar 1947)"
+    "From the questions that only one of the two gets right (McNemar 1947)"
     n, won, lost = len(a), int((b & ~a).sum()), int((a & ~b).sum())
     mean = (won - lost) / n
     return mean, math.sqrt(((won + lost) / n - mean**2) / (n - 1))
@@ -292,13 +294,13 @@ def without_equals(a, b):
 
 register(Exercise(
     "evaluation.compare", "22", "From two arrays of bools, (n,) each: the accuracy of the second "
-    "less that of the first, and the standard error of this difference, for the same questions.",
+    "minus that of the first, and the standard error of this difference, for the same questions.",
     inputs=exams, oracle=compare_counts, package="gpt2_course.exercises.evaluation:compare",
     rtol=0.1, # n or n - 1, a formula, a jackknife or a bootstrap: all are right
     wrongs=(
         Wrong("the two are treated as if they had seen different questions",
               with_error(lambda a, b: math.hypot(*errors(a, b))),
-              "Questions that are easy or hard for both cancel in the difference. Without that the "
+              "Questions that are easy or hard for both cancel in the difference. Without this the "
               "error comes out too large, and real gains look like noise."),
         Wrong("the error is that of a test of two groups, with one pooled accuracy",
               with_error(pooled),
@@ -310,35 +312,36 @@ register(Exercise(
               "questions are the same. Take the difference for each question first."),
         Wrong("only the error of the second accuracy is given",
               with_error(lambda a, b: errors(a, b)[1]),
-              "It says how far another test would move this one accuracy, not the difference of "
-              "two on the same test."),
-        Wrong("the first is taken less the second",
+              "It says how much this one accuracy would vary from test to test, not the difference "
+              "of two on the same test."),
+        Wrong("the second is subtracted from the first",
               lambda a, b: (float(a.mean()) - float(b.mean()), paired(a, b)),
               "The sign says which model is better: positive where the second one is."),
-        Wrong("the standard deviation is not divided by the root of n",
+        Wrong("the standard deviation is not divided by the square root of n",
               with_error(lambda a, b: differences(a, b).std(ddof=1)),
               "That is the spread of one question, not of the mean of n: no test would ever be "
               "large enough."),
-        Wrong("it is divided by n, not by its root",
+        Wrong("the standard deviation is divided by n, not by its square root",
               with_error(lambda a, b: differences(a, b).std(ddof=1) / len(a)),
-              "The error looks tiny and every difference a discovery. Four times the questions "
-              "halve the error, they do not quarter it."),
-        Wrong("the variance is taken, without a root", with_error(lambda a, b: paired(a, b)**2),
-              "A variance has squared units: 0.0007 instead of 0.027. Its root is the standard "
-              "error."),
+              "The error looks tiny, and every difference looks significant. Four times as many "
+              "questions halve the error; they do not quarter it."),
+        Wrong("the variance is returned, without the square "
+              "root", with_error(lambda a, b: paired(a, b)**2),
+              "A variance has squared units: 0.0007 instead of 0.027. Its square root is the "
+              "standard error."),
         Wrong("the half-width of an interval is given",
               with_error(lambda a, b: 1.96 * paired(a, b)),
-              "1.96 standard errors on each side hold 95 of 100 tests; what is asked for is the "
-              "standard error itself."),
+              "An interval of 1.96 standard errors on each side covers the truth in 95 of 100 "
+              "tests; the task asks for the standard error itself."),
         Wrong("the mean difference is not subtracted",
               with_error(lambda a, b: math.sqrt((differences(a, b)**2).mean() / (len(a) - 1))),
-              "That is the error if the two were equally good, as McNemar's test asks. Where one "
-              "is far better it is too large."),
+              "That is the error if the two were equally good, as McNemar's test assumes. Where "
+              "one is far better it is too large."),
         Wrong("questions with equal answers are left out", with_error(without_equals),
-              "They are evidence that the two are close, and belong into n.")),
+              "They are evidence that the two are close, and they count towards n.")),
     hints=("Take the difference for each question first: -1, 0 or 1.",
-           "Its mean is the difference of the accuracies; a mean's error is the standard deviation "
-           "over the root of n.",
+           "Its mean is the difference of the accuracies; the standard error of a mean is the "
+           "standard deviation over the square root of n.",
            "d.mean(), d.std(ddof=1) / math.sqrt(len(d)), with d = b.astype(float) - a")))
 
 
@@ -366,7 +369,7 @@ def questions_needed(fn, seconds):
         answers, better = two_models(np.random.default_rng([22, i]))
         said = fn(asked(*answers))
         if said not in (0, 1):
-            raise ValueError(f"it returns 0 or 1, the number of the better model, not {said!r}")
+            raise ValueError(f"it must return 0 or 1, the index of the better model, not {said!r}")
         wrong += said != better
     if wrong > MISTAKES * PAIRS:
         raise ValueError(f"{wrong / PAIRS:.1%} of {PAIRS:,} decisions are wrong, after "
@@ -374,7 +377,7 @@ def questions_needed(fn, seconds):
     return used / PAIRS
 
 def after_three_hundred(questions):
-    "The plain solution: a fixed number of questions, then who has more right answers"
+    "The plain solution: a fixed number of questions, then whichever has more right answers"
     ahead = 0
     for n, (a, b) in enumerate(questions, 1):
         ahead += b - a
@@ -385,7 +388,7 @@ set_challenge(Challenge(
     "evaluation.decide", "22", "Two models answer the same questions: `questions` yields (whether "
     "model 0 is right, whether model 1 is right), up to 4,000 times. Return 0 or 1, the better "
     "one, after as few questions as you like; at most 5 % of 2,000 decisions may be wrong. The "
-    "models differ by 3, 6 or 12 points; both are right in 30 % of the questions, and the worse "
-    "one alone is right in 9 %.",
+    "models differ by 3, 6 or 12 points; both are right on 30 % of the questions, and the worse "
+    "one alone is right on 9 %.",
     score=questions_needed, plain=after_three_hundred, to_beat=300, unit="questions per decision",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=20))

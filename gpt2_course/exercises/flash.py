@@ -48,7 +48,7 @@ def two_states(seed):
             (nothing, state_numpy(s, v)), (state_numpy(s, v), nothing)]
 
 def merge_oracle(one, two):
-    "Levels in float64 by logaddexp: an independent road to the same state"
+    "Levels in float64 by logaddexp: an independent route to the same state"
     m = np.maximum(one[0].numpy(), two[0].numpy())
     with np.errstate(divide="ignore"):
         logs = [np.log(x[1].numpy()) + x[0].numpy() - m for x in (one, two)]
@@ -57,7 +57,7 @@ def merge_oracle(one, two):
 
 def merged(c1=lambda a, b, m: (a - m).exp(), c2=lambda a, b, m: (b - m).exp(), level=torch.maximum,
            spread=lambda c: c[..., None]):
-    "A mistaken merge: one part of the right one is exchanged"
+    "A mistaken merge: one part of the right one is replaced"
     def fn(one, two):
         m = level(one[0], two[0])
         x, y = c1(one[0], two[0], m), c2(one[0], two[0], m)
@@ -75,34 +75,34 @@ register(Exercise(
     inputs=two_states, oracle=merge_oracle, package="gpt2_course.flash:merge",
     wrongs=(
         Wrong("nothing is rescaled", merged(ones, ones),
-              "Sums at different levels are added. That is right only where both maxima are "
-              "equal, so small scores hide it."),
+              "Sums at different levels are added. That is right only where both maxima are equal, "
+              "so small scores hide the mistake."),
         Wrong("only the first half is rescaled", merged(c2=ones),
               "This is right as long as the maximum lies in the second half; otherwise the second "
               "half counts too much."),
         Wrong("only the second half is rescaled", merged(c1=ones),
               "This is right as long as the maximum lies in the first half; otherwise the first "
               "half counts too much."),
-        Wrong("the factor is upside down",
+        Wrong("the factor is inverted",
               merged(lambda a, b, m: (m - a).exp(), lambda a, b, m: (m - b).exp()),
               "exp(m' - m) is above 1: the half with the lower scores gets the larger weight, and "
               "high scores overflow."),
         Wrong("the mix is not rescaled, only the sum",
               lambda p, q: (*merged()(p, q)[:2], p[2] + q[2]),
-              "The output is no mean of the values any more: it leaves their range."),
+              "The output is no longer a mean of the values: it leaves their range."),
         Wrong("the sum is not rescaled, only the mix",
               lambda p, q: (merged()(p, q)[0], p[1] + q[1], merged()(p, q)[2]),
-              "Numerator and denominator stand at different levels: the outputs are too small."),
+              "Numerator and denominator are at different levels: the outputs are too small."),
         Wrong("the common level is the lower maximum", merged(level=torch.minimum),
-              "The factors are then above 1 and overflow when the maxima are far apart. Beside a "
-              "half that has seen nothing, the level is -inf and the result is NaN."),
+              "The factors are then above 1 and overflow when the maxima are far apart. If one "
+              "half has seen nothing, the level is -inf and the result is NaN."),
         Wrong("the level stays that of the first half", merged(level=lambda a, b: a),
               "Where the second half has much higher scores, exp(m2 - m1) overflows: the maximum "
               "is there to prevent this. If the first half has seen nothing, everything is NaN."),
         Wrong("the mix is divided by the sum already", divided,
               "A state holds unfinished sums, so that it can be merged again. Divide once, when "
               "all keys have been seen."),
-        Wrong("the factors are spread with [:, None]", merged(spread=lambda c: c[:, None]),
+        Wrong("the factors are broadcast with [:, None]", merged(spread=lambda c: c[:, None]),
               "That puts the new dimension in the second place, which is the last one only without "
               "batch and heads. [..., None] always adds it at the end.")),
     hints=("At which level, that is, with which maximum subtracted, should both sums be?",
@@ -131,14 +131,14 @@ def absorb_oracle(m, l, a, s, v):
 
 def absorbed(shrink=lambda m, new: (m - new).exp(), level=lambda m, new: new,
              top=lambda m, s: torch.maximum(m, s.amax(-1)), spread=lambda c: c[..., None]):
-    "A mistaken step: one part of the right one is exchanged"
+    "A mistaken step: one part of the right one is replaced"
     def fn(m, l, a, s, v):
         new = top(m, s)
         p, c = (s - spread(level(m, new))).exp(), shrink(m, new)
         return new, c * l + p.sum(-1), spread(c) * a + p @ v
     return fn
 
-def own_softmax(m, l, a, s, v): # mistaken: each tile has the same say
+def own_softmax(m, l, a, s, v): # mistaken: each tile has the same weight
     new = torch.maximum(m, s.amax(-1))
     p, c = s.softmax(-1), (m - new).exp()
     return new, c * l + p.sum(-1), c[..., None] * a + p @ v
@@ -148,8 +148,8 @@ def old_mix_lost(m, l, a, s, v): # mistaken: the tile alone
     return new, total, (s - new[..., None]).exp() @ v
 
 register(Exercise(
-    "flash.absorb", "17", "Take the next keys' scores s (…, T, n) and values v (…, n, hs) into "
-    "the state (m, l, a).",
+    "flash.absorb", "17", "The state (m, l, a), updated with the scores s (…, T, n) and values v "
+    "(…, n, hs) of the next keys.",
     inputs=tile_inputs,
     oracle=absorb_oracle, package="gpt2_course.flash:absorb",
     wrongs=(
@@ -157,13 +157,13 @@ register(Exercise(
               absorbed(shrink=lambda m, new: torch.ones_like(m)),
               "The old sums stay at the old level: early keys get too much weight as soon as a "
               "later one has a higher score."),
-        Wrong("the tile is taken at the old maximum", absorbed(level=lambda m, new: m),
-              "A high score in the tile overflows, and old and new sums stand at different "
+        Wrong("the tile's terms use the old maximum", absorbed(level=lambda m, new: m),
+              "A high score in the tile overflows, and the old and new sums are at different "
               "levels."),
         Wrong("the tile's own maximum is used, not the running one",
               absorbed(top=lambda m, s: s.amax(-1)),
-              "The maximum may then go down, and exp(m - new) overflows. In a row that is hidden "
-              "altogether it is -inf, and the result is NaN."),
+              "The maximum may then go down, and exp(m - new) overflows. In a row that is entirely "
+              "hidden it is -inf, and the result is NaN."),
         Wrong("the sum is forgotten when rescaling",
               lambda m, l, a, s, v: (absorbed()(m, l, a, s, v)[0],
                                      l + absorbed()(m, 0 * l, a, s, v)[1],
@@ -183,11 +183,11 @@ register(Exercise(
               "exp(-1000) = 0, and the output is 0 / 0."),
         Wrong("the old mix is thrown away", old_mix_lost,
               "The output would be made of the last tile's values alone."),
-        Wrong("the scores are not lowered by the maximum",
+        Wrong("the maximum is not subtracted from the scores",
               absorbed(level=lambda m, new: torch.zeros_like(new)),
-              "exp(s) overflows for scores above 709 (above 88 in float32), and the new terms do "
-              "not stand at the level of the old ones."),
-        Wrong("the maximum is spread with [:, None]", absorbed(spread=lambda c: c[:, None]),
+              "exp(s) overflows for scores above 709 (above 88 in float32), and the new terms are "
+              "not at the level of the old ones."),
+        Wrong("the maximum is broadcast with [:, None]", absorbed(spread=lambda c: c[:, None]),
               "That puts the new dimension in the second place, which is the last one only without "
               "batch and heads. [..., None] always adds it at the end.")),
     hints=("The new maximum comes first: the larger of the old one and the tile's.",
@@ -199,7 +199,7 @@ register(Exercise(
 # --- tile_mask ---
 
 def mask_inputs(seed):
-    "Tiles on the border, ragged, visible or hidden altogether, with and without a past; one query"
+    "Tiles on the border, ragged, entirely visible or hidden, with and without a past; one query"
     r = np.random.default_rng(seed)
     return [(4, 8, 4, 8, 0), (2, 5, 6, 11, 5), (0, 3, 3, 7, int(r.integers(4, 7))),
             (8, 10, 8, 12, 1), (0, 2, 5, 8, 2), (6, 9, 0, 4, 0),
@@ -218,29 +218,28 @@ register(Exercise(
               "This is right in training; with a cache, new tokens cannot see the latest keys."),
         Wrong("every tile gets the same triangle",
               lambda a, b, c, d, past: torch.ones(b - a, d - c).bool().tril(),
-              "Tiles beside the diagonal are cut as if they stood on it."),
+              "Tiles off the diagonal are masked as if they were on it."),
         Wrong("every tile gets the same triangle, shifted by the past",
               lambda a, b, c, d, past: torch.ones(b - a, d - c).bool().tril(past),
-              "The tile's place counts too: with tril, the diagonal is past + a - c."),
+              "The tile's position matters too: with tril, the diagonal is past + a - c."),
         Wrong("a position may not see itself",
               lambda a, b, c, d, past: torch.arange(c, d) < past + torch.arange(a, b)[:, None],
               "The very first row has nothing to look at, and its softmax is 0 / 0."),
         Wrong("a query sees one key too many",
               lambda a, b, c, d, past: torch.arange(c, d) <= past + 1 + torch.arange(a, b)[:, None],
-              "Query t stands at position past + t and may look at keys up to this one. One more "
-              "is the token that it has to predict."),
+              "Query t is at position past + t and may look at keys up to this one. One more is "
+              "the token that it has to predict."),
         Wrong("the comparison is the wrong way round",
               lambda a, b, c, d, past: torch.arange(c, d) >= past + torch.arange(a, b)[:, None],
               "Each query sees its future and not its past."),
-        Wrong("True stands for hidden",
+        Wrong("True means hidden",
               lambda a, b, c, d, past: torch.arange(c, d) > past + torch.arange(a, b)[:, None],
               "Some functions want a mask of what to hide (masked_fill does). Here, as in chapter "
               "07, True means that the query may look."),
         Wrong("the past is subtracted",
               lambda a, b, c, d, past: torch.arange(c, d) <= torch.arange(a, b)[:, None] - past,
-              "The past lies before query 0, so query t stands further to the right: at "
-              "past + t."),
-        Wrong("rows and columns are exchanged",
+              "The past lies before query 0, so query t is further to the right: at past + t."),
+        Wrong("rows and columns are swapped",
               lambda a, b, c, d, past: torch.arange(c, d)[:, None] <= past + torch.arange(a, b),
               "Rows are queries and columns are keys: the shape is (b - a, d - c).")),
     hints=("Which positions do the tile's rows and columns have?",
@@ -274,8 +273,8 @@ def scored(ds):
     return lambda P, v, O, dO: ds(P, dO @ v.mT, (dO * O).sum(-1, keepdim=True))
 
 register(Exercise(
-    "flash.score_gradient", "17", "The gradient of the scores, (…, T, S), from the weights P "
-    "(…, T, S), the values v (…, S, hs), the output O = P v and its gradient dO.",
+    "flash.score_gradient", "17", "The gradient of the scores, (…, T, S), from the attention "
+    "weights P (…, T, S), the values v (…, S, hs), the output O = P v and its gradient dO.",
     inputs=gradient_inputs, oracle=gradient_oracle,
     package="gpt2_course.flash:score_gradient",
     wrongs=(
@@ -283,28 +282,28 @@ register(Exercise(
               "Raising all scores of a row changes nothing, so a row of the gradient must sum to "
               "zero. These rows do not."),
         Wrong("D is summed over the queries", scored(lambda P, dP, D: P * (dP - D.sum(-2, True))),
-              "Each row has its own D. A sum over rows mixes positions, and the future with the "
-              "past."),
+              "Each row has its own D. A sum over rows mixes positions, so the future leaks into "
+              "the past."),
         Wrong("D is a mean over the head, not a sum",
               lambda P, v, O, dO: P * (dO @ v.mT - (dO * O).mean(-1, keepdim=True)),
               "D is too small by a factor of the head size: the rows no longer sum to zero."),
-        Wrong("the weights are forgotten", scored(lambda P, dP, D: dP - D),
-              "A key with a weight of 0 gets a gradient all the same, hidden ones included."),
+        Wrong("the attention weights are forgotten", scored(lambda P, dP, D: dP - D),
+              "A key with a weight of 0, even a hidden one, gets a gradient all the same."),
         Wrong("only dP is multiplied by P, D is not", scored(lambda P, dP, D: P * dP - D),
-              "The parentheses are missing: ds = P * (dP - D). Otherwise D reaches keys that have "
-              "no weight, hidden ones included."),
+              "The parentheses are missing: ds = P * (dP - D). Otherwise D reaches keys with a "
+              "weight of 0, even hidden ones."),
         Wrong("D is added", scored(lambda P, dP, D: P * (dP + D)),
-              "D is what the softmax takes away, so that a row sums to zero: it is subtracted."),
+              "D must be subtracted: that is what makes each row of the gradient sum to zero."),
         Wrong("D is the sum of dP without the weights",
               scored(lambda P, dP, D: P * (dP - dP.sum(-1, keepdim=True))),
               "The row sum is over P * dP, which equals the row sum of dO * O."),
         Wrong("the sign is reversed", scored(lambda P, dP, D: P * (D - dP)),
               "Every step would move the scores in the wrong direction."),
-        Wrong("v.T is taken, which reverses all dimensions",
+        Wrong("v.T is used, which reverses all dimensions",
               lambda P, v, O, dO: P * (dO @ v.permute(*reversed(range(v.ndim)))
                                        - (dO * O).sum(-1, keepdim=True)),
               "With a batch and heads in front, v.T moves them to the end. v.transpose(-2, -1), or "
-              "v.mT, exchanges the last two dimensions.")),
+              "v.mT, swaps the last two dimensions.")),
     hints=("dP = dO v^T. What does a softmax do to it?",
            "ds = P * (dP - D), with D the row sum of P * dP.",
            "That row sum is (dO * O).sum(-1, keepdim=True)."), rtol=1e-3, atol=2e-3,
@@ -338,8 +337,8 @@ def watched(fn, shape, g):
     with Watched() as counter:
         out = fn(*x)
         if not isinstance(out, torch.Tensor) or out.shape != dO.shape or not out.requires_grad:
-            raise ValueError(f"for q, k and v of shape {shape}, a tensor of that shape with a "
-                             "gradient is wanted")
+            raise ValueError(f"for q, k and v of shape {shape}, fn must return a tensor of "
+                             "that shape with a gradient")
         got = [out.detach(), *torch.autograd.grad(out, x, dO, allow_unused=True)]
     if not all(map(torch.equal, before, x)): raise ValueError("q, k or v has been changed")
     want = attend(*x)
@@ -353,7 +352,7 @@ def working_memory(
     fn,            # function (q, k, v), each (B, nh, T, hs) -> (B, nh, T, hs)
     seconds:float, # not needed: the number of operations is limited
 ) -> float:        # KiB
-    "The most that is alive beside the result and the three gradients"
+    "The peak memory beyond the result and the three gradients"
     g = torch.Generator().manual_seed(0)
     watched(fn, (2, 3, 77, 16), g) # T is no multiple of a tile
     shape = 1, 8, 256, 16
@@ -366,9 +365,9 @@ def working_memory(
     return (counter.most - 4 * 4 * torch.Size(shape).numel()) / 1024
 
 set_challenge(Challenge(
-    "flash.memory", "17", "Causal attention with the least working memory: fn(q, k, v) equals "
-    "attend, gradients included. What counts is the most memory alive at (1, 8, 256, 16) in "
-    "float32, forward and backward, beside the result and the three gradients; 600 operations of "
-    "PyTorch are allowed, fused attention is not.",
+    "flash.memory", "17", "Causal attention with the least working memory: fn(q, k, v) must equal "
+    "attend, gradients included. What counts is the peak memory at (1, 8, 256, 16) in float32, "
+    "forward and backward, beyond the result and the three gradients; 600 PyTorch operations are "
+    "allowed, fused attention is not.",
     score=working_memory, plain=flash, to_beat=652, unit="KiB of working memory",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=10))

@@ -15,7 +15,7 @@ from ..check import Exercise, Wrong, register
 from ..config import packaged
 from ..generation import generate, new_cache, next_logits
 
-STEEP = [2.3, 0.6, 0.1, -0.4, -0.6, -0.8, -1.9, -2.0, -2.9] # each order of the dials keeps others
+STEEP = [2.3, 0.6, 0.1, -0.4, -0.6, -0.8, -1.9, -2.0, -2.9] # each order of dials keeps other ids
 
 
 def clear(
@@ -109,46 +109,47 @@ register(Exercise(
               dials(lambda z, t, k, p: best_p(best_k(z * t, k).softmax(-1), p)),
               "The dial works backwards: 0.5 makes the text wilder, and 2 makes it dull."),
         Wrong("the temperature comes last, after top-k and top-p", dials(temperature_last),
-              "Top-p then measures probabilities that are not the ones to be drawn from. A high "
-              "temperature should let more tokens in; here it only levels those that were in."),
+              "Top-p then measures probabilities that are not the ones drawn from. A high "
+              "temperature should let more tokens in; here it only flattens those that were kept."),
         Wrong("top-p comes before top-k", dials(top_p_first),
               "Top-p measures the mass of tokens that top-k removes afterwards. The order is a "
               "convention; the other order keeps other tokens, so samples cannot be compared with "
               "those of another library."),
         Wrong("temperature 0 is not a case of its own", in_order,
-              "Dividing by 0 gives infinite logits, and a softmax of infinities is NaN. Nothing "
-              "can be drawn from that."),
+              "Dividing by 0 gives infinite logits, and a softmax of infinities is NaN. No token "
+              "can be drawn from it."),
         Wrong("top-k hides the k-th best token too",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k, strict=True).softmax(-1), p)),
-              "k - 1 tokens remain. With top_k 1 none does: the softmax of nothing is NaN."),
+              "k - 1 tokens remain. With a top_k of 1 none remains, and the softmax of nothing is "
+              "NaN."),
         Wrong("top-k sets hidden logits to 0, not to minus infinity",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k, hidden=0.0).softmax(-1), p)),
               "A logit of 0 is an ordinary score: exp(0) is 1. The hidden tokens can still be "
               "drawn, and some of them more often than before."),
         Wrong("top-p drops the token that crosses the threshold",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(-1), p, late=True)),
-              "What remains has less than p. Where the favourite alone has more than p, nothing "
-              "remains, and the draw fails just where the model is sure."),
+              "The tokens that remain have less than p together. Where the best token alone has "
+              "more than p, none remains, and sampling fails just where the model is confident."),
         Wrong("top-p is applied without sorting",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(-1), p, sort=False)),
               "The sum runs in the vocabulary's order: the tokens with the smallest ids are kept, "
-              "whatever their probability, and the favourite may be dropped."),
+              "whatever their probability, and the best token may be dropped."),
         Wrong("top-p compares each token's own probability with p", dials(one_by_one),
-              "The sum of the better tokens has to reach p, not one token alone. Only a token with "
-              "more than p survives, and where there is none the row is 0/0: NaN."),
+              "The cumulative probability has to reach p, not that of one token alone. Only a "
+              "token with more than p survives, and where there is none the row is 0/0: NaN."),
         Wrong("top-p looks at the probabilities before temperature and top-k",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(-1), p,
                                               ranked_by=z.softmax(-1))),
-              "It keeps the same tokens at every temperature: a high temperature cannot let more "
-              "tokens in, and a low one cannot shut any out."),
+              "It keeps the same tokens at every temperature: a high temperature cannot keep more "
+              "tokens, and a low one cannot drop any."),
         Wrong("what remains is not divided by its sum",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(-1), p, whole=False)),
-              "torch.multinomial hides it, because it divides by the sum itself. Anything else "
-              "that reads the numbers as probabilities is misled."),
+              "torch.multinomial hides the mistake, because it divides by the sum itself. Any "
+              "other code that reads the result as probabilities is misled."),
         Wrong("the probabilities stay in sorted order",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(-1), p, ordered=False)),
-              "Place 0 is the favourite, not token 0: the model writes only the first ids of the "
-              "vocabulary, and its text looks like that of an untrained one."),
+              "Position 0 then holds the best token, not token 0: the model writes only the first "
+              "ids of the vocabulary, and its text looks like that of an untrained one."),
         Wrong("the softmax runs over the rows of the batch",
               dials(lambda z, t, k, p: best_p(best_k(z / t, k).softmax(0), p)),
               "Each row is a text of its own. Over dimension 0 the texts compete with each other "
@@ -156,10 +157,11 @@ register(Exercise(
     hints=("Temperature 0 first, as a case of its own: `F.one_hot` of the argmax.",
            "top-k: the k-th best score of each row is `logits.topk(k).values[:, -1:]`; scores "
            "below it become minus infinity.",
-           "top-p: sort, and compute for each token the mass of the better ones, cumsum minus "
-           "itself. Drop the token where this is already p, scatter back, divide by the sum."),
+           "top-p: sort, and compute for each token the total probability of the better ones, "
+           "cumsum minus its own. Drop the token where this is already p, scatter back, divide by "
+           "the sum."),
     excused=dict(batch="Logits are (B, V): one row of scores for each text, and no more dimensions",
-                 gradient="The next token is drawn from these; nobody differentiates a draw")))
+                 gradient="The next token is drawn from these, and a draw is not differentiated")))
 
 
 def chi_squared(
@@ -202,23 +204,25 @@ register(Exercise(
               "sampler passes."),
         Wrong("counts are compared with probabilities",
               lambda seen, probs: float(((seen - probs)**2 / probs).sum()),
-              "What is expected is a count too: the probability times the number of draws. "
-              "Here every sampler fails, and the more you draw the worse."),
+              "What is expected is a count too: the probability times the number of draws. Here "
+              "every sampler fails, and the more you draw, the worse it gets."),
         Wrong("every outcome is expected equally often",
               chi(lambda o, e, V: ((o - o.sum() / V)**2 / (o.sum() / V)).sum()),
               "That tests whether the die is fair, not whether it keeps the promised "
               "probabilities."),
         Wrong("the differences are not squared", chi(lambda o, e, V: ((o - e) / e).sum()),
-              "What is too much in one place is missing in another: the terms cancel."),
+              "An excess of one outcome is a deficit of another, so the terms cancel."),
         Wrong("absolute differences are taken, not squares",
               chi(lambda o, e, V: ((o - e).abs() / e).sum()),
               "Only the sum of squares over the expected counts follows the chi-squared "
               "distribution; for any other sum the threshold means nothing."),
-        Wrong("it is divided by what was seen", chi(lambda o, e, V: ((o - e)**2 / o).sum()),
-              "An outcome that never came divides by zero: infinite, although it may be rare."),
+        Wrong("it is divided by the observed counts, not by the expected ones",
+              chi(lambda o, e, V: ((o - e)**2 / o).sum()),
+              "An outcome that was never drawn divides by zero: the statistic is infinite, "
+              "although the outcome may just be rare."),
         Wrong("it is not divided at all", chi(lambda o, e, V: ((o - e)**2).sum()),
-              "Frequent outcomes vary more. Undivided, they drown the rare ones, and no table of "
-              "thresholds fits."),
+              "Frequent outcomes vary more. Undivided, they drown out the rare ones, and no table "
+              "of thresholds applies."),
         Wrong("the mean over the outcomes is taken, not the sum",
               chi(lambda o, e, V: ((o - e)**2 / e).mean()),
               "The statistic is V times too small, and the threshold for V - 1 degrees of freedom "
@@ -306,23 +310,23 @@ register(Exercise(
     inputs=prompts, oracle=feed_python, package="gpt2_course.exercises.generation:to_feed",
     wrongs=(
         Wrong("positions start at 0 although a cache holds the past", start_at_zero,
-              "Every new token believes that it opens the text. Nothing fails; the samples get "
-              "worse with each word, and only with the cache."),
+              "Every new token is treated as the first of the text. No error is raised; the "
+              "samples get worse with each word, but only with the cache."),
         Wrong("positions after the cache are one too large", places_off,
-              "Positions count from 0: the token after cached ones gets position cached. Here one "
-              "position stays empty, and the last one lies outside the block."),
+              "Positions count from 0: the first token after the cached ones gets position cached. "
+              "Here one position stays empty, and the last one lies outside the block."),
         Wrong("all tokens are fed again, although the cache knows most of them", no_cache,
-              "With a cache the model takes them for new text after the old one, and everything "
-              "stands there twice. Without a cache it would be right, and slow."),
+              "With a cache the model treats them as new text after the old, so everything appears "
+              "twice. Without a cache this would be right, but slow."),
         Wrong("only the newest token is fed", newest,
-              "That is right once the cache holds all the others. A prompt that nobody has read "
-              "yet must be fed whole, or the model continues a text of one token."),
+              "That is right once the cache holds all the others. A prompt that the model has not "
+              "read yet must be fed as a whole, or the model continues a text of one token."),
         Wrong("the newest tokens are cut off, not the oldest", oldest,
               "Beyond the block the model sees the same window for ever and writes the same token "
               "again and again."),
         Wrong("beyond the block the tokens keep their old positions", old_places,
-              "There are block_size positions and no more: wpe raises an index error, on a GPU as "
-              "a device-side assert."),
+              "There are block_size positions and no more: wpe raises an index error, which on a "
+              "GPU is a device-side assert."),
         Wrong("the window never slides", never_slides,
               "The first token beyond the block gets position block_size, which does not exist: "
               "wpe raises an index error just there, and never in a short test."),
@@ -333,8 +337,8 @@ register(Exercise(
               "It still fits, and the cache is still valid: a whole pass is wasted, and a cache "
               "that holds those tokens already has no room for them."),
         Wrong("a full cache is used beyond the block", stale,
-              "Its keys and values belong to positions that have moved: cached and uncached text "
-              "part ways where the window begins to slide.")),
+              "Its keys and values belong to positions that have moved: the text with a cache "
+              "differs from that without as soon as the window slides.")),
     hints=("Two cases: the text fits into the block, or it does not.",
            "If it fits, feed what the cache lacks, `idx[:, cached:]`, at positions cached to "
            "t - 1.",

@@ -19,7 +19,7 @@ from ..tokenizer import CharTokenizer
 def short(
     x:np.ndarray,
 ) -> np.ndarray:
-    "Multiples of 1/64: float32 holds them exactly, also next to 2,000"
+    "Multiples of 1/64: float32 holds them exactly, even next to 2,000"
     return np.round(x * 64) / 64
 
 
@@ -63,7 +63,7 @@ register(Exercise(
     package="gpt2_course.exercises.loss:softmax",
     wrongs=(
         Wrong("the maximum is not subtracted", exp_over,
-              "exp overflows: 88 is the limit in fp32, 11 in fp16. Infinity over infinity is NaN, "
+              "exp overflows above 88 in fp32 and above 11 in fp16. Infinity over infinity is NaN, "
               "and the run is lost."),
         Wrong("the minimum is subtracted, not the maximum",
               lambda x: exp_over(x - x.min(-1, keepdims=True)),
@@ -79,22 +79,23 @@ register(Exercise(
               "NaN."),
         Wrong("the axis is 1, not -1",
               lambda x: exp_over(x - x.max(1, keepdims=True), lambda e: e.sum(1, keepdims=True)),
-              "In a table axis 1 is the last one, in a batch (B, T, V) it is T: positions then "
-              "compete with each other, and nothing complains."),
+              "In a table axis 1 is the last one, but in a batch (B, T, V) it is T: positions then "
+              "compete with each other, and no error is raised."),
         Wrong("it is normalised over axis 0",
               lambda x: exp_over(x - x.max(0), lambda e: e.sum(0)),
               "Columns sum to one instead of rows: a token competes with the same token at other "
               "positions, not with the rest of the vocabulary."),
         Wrong("one maximum is subtracted from all rows", lambda x: exp_over(x - x.max()),
-              "A row far below the largest underflows to 0/0. Each row needs its own maximum."),
-        Wrong("the axis is forgotten: maximum and sum are those of the whole table",
+              "In a row far below the largest every exponential underflows to 0, and 0/0 is NaN. "
+              "Each row needs its own maximum."),
+        Wrong("the axis is forgotten: the maximum and the sum are those of the whole table",
               lambda x: exp_over(x - x.max(), lambda e: e.sum()),
-              "All rows together then sum to one, so each position gets too little. Pass axis -1 "
+              "All rows together then sum to one, so every probability is too small. Pass axis -1 "
               "and keepdims=True to both."),
-        Wrong("the sum lost its axis (no keepdims)",
+        Wrong("the sum loses its axis (no keepdims)",
               lambda x: exp_over(x - x.max(-1, keepdims=True), lambda e: e.sum(-1)),
-              "Sums of shape (N,) are lined up with the columns: a square table is divided by the "
-              "wrong sums without an error, any other raises."),
+              "Sums of shape (N,) are aligned with the columns: a square table is divided by the "
+              "wrong sums without an error, and any other shape raises one."),
         Wrong("there is no exponential", without_exp,
               "Logits may be negative, and then so are these probabilities: their logarithm is "
               "NaN."),
@@ -103,14 +104,13 @@ register(Exercise(
               "exp(max - x) gives the most probability to the smallest logit, and overflows as "
               "well."),
         Wrong("the result is the logarithm of the probabilities", log_probabilities,
-              "These numbers are negative and do not sum to one. The loss wants them, but they are "
-              "called log-softmax.")),
+              "Log-probabilities are negative and do not sum to one. The loss uses them, but the "
+              "task asks for the probabilities.")),
     hints=("exp makes every number positive; dividing by the sum of its row makes the row sum to "
            "one.",
            "Softmax does not change when a constant is subtracted from a row. Which constant makes "
            "the largest exponent 0?",
-           "e = np.exp(x - x.max(-1, keepdims=True)), then divide by its sum, taken the same "
-           "way.")))
+           "e = np.exp(x - x.max(-1, keepdims=True)), then divide by its sum over the same axis.")))
 
 
 
@@ -127,7 +127,7 @@ def cross_entropy(
 
 
 def loss_inputs(seed):
-    """Logits and targets: ordinary, some targets ignored, one token, a sure and a hopeless
+    """Logits and targets: ordinary, some targets ignored, one token, a confident and a hopeless
     prediction, rows far apart, and rows far above zero, of which one has equal entries"""
     rng = np.random.default_rng(seed)
     logits = lambda N, V: short(rng.normal(size=(N, V)) * 2)
@@ -156,14 +156,14 @@ def kept(fn):
 def at(x, y): return x[np.arange(len(y)), y]
 
 def log_sum_exp(x, top=lambda x: x.max(-1, keepdims=True)):
-    "By the maximum, or by what a mistaken version takes in its place"
+    "Shifted by the maximum, or by what a mistaken version takes in its place"
     return np.log(np.exp(x - top(x)).sum(-1)) + np.broadcast_to(top(x), x[:, :1].shape)[:, 0]
 
 def zero(x): return np.zeros((1, 1))
 def one_top(x): return x.max()
 
 def without_rule(logits, targets):
-    "Positions without a target pay log-sum-exp alone"
+    "Positions without a target add their log-sum-exp alone"
     picked = np.where(targets < 0, 0, at(logits, targets))
     return float((log_sum_exp(logits) - picked).mean())
 
@@ -171,7 +171,7 @@ register(Exercise(
     "loss.cross_entropy", "04", "The mean cross-entropy, in nats, of (N, V) logits and (N,) "
     "targets; targets of -1 do not count.", inputs=loss_inputs, oracle=loss_torch,
     package="gpt2_course.exercises.loss:cross_entropy", atol=3e-4,
-    excused={"batch": "The task is a table (N, V): PyTorch's cross_entropy wants it so, too."},
+    excused={"batch": "The task is a table (N, V), as for PyTorch's cross_entropy."},
     wrongs=(
         Wrong("the maximum is not subtracted", kept(lambda x, y: log_sum_exp(x, zero) - at(x, y)),
               "exp overflows at 710 in fp64, 89 in fp32 and 12 in fp16, and far below zero the sum "
@@ -183,9 +183,9 @@ register(Exercise(
               "first."),
         Wrong("the logarithm is taken of rounded probabilities",
               kept(lambda x, y: -np.log(at(softmax(x), y))),
-              "The softmax of a hopeless token is 0 in floating point, and its logarithm is "
+              "The probability of a very unlikely token rounds to 0, and its logarithm is "
               "infinite. Take log-sum-exp minus the logit instead."),
-        *(Wrong(f"the probability is kept above 0 by {eps:g} before the logarithm", kept(
+        *(Wrong(f"{eps:g} is added to the probability before the logarithm", kept(
               lambda x, y, eps=eps: -np.log(at(softmax(x), y) + eps)),
               f"No token can then cost more than -ln({eps:g}) = {-math.log(eps):.1f} nats, and a "
               "worse prediction gets no gradient. Log-sum-exp minus the logit needs no such "
@@ -199,58 +199,60 @@ register(Exercise(
               kept(lambda x, y: -np.log(at(exp_over(x - x.max()), y))),
               "A row far below the largest underflows to 0/0, which is NaN. Each row needs its own "
               "maximum, and log-sum-exp needs no quotient."),
-        Wrong("the maximum is subtracted and never added again",
+        Wrong("the maximum is subtracted and never added back",
               kept(lambda x, y: log_sum_exp(x) - x.max(-1) - at(x, y)),
               "log(sum(exp(x - m))) is log-sum-exp minus m: the loss comes out m too low, and may "
               "be negative."),
-        Wrong("softmax twice: probabilities are treated as logits",
+        Wrong("the softmax is applied twice: probabilities are treated as logits",
               lambda x, y: loss_torch(softmax(x), y),
               "F.cross_entropy applies the softmax itself. Probabilities lie between 0 and 1, so "
               "with a large vocabulary the loss can never fall far below ln V."),
-        Wrong("the sign is wrong: the mean of log p", lambda x, y: -loss_torch(x, y),
+        Wrong("the sign is wrong: it is the mean of log p", lambda x, y: -loss_torch(x, y),
               "A loss has to fall as the model improves; log p rises. The surprise is -log p."),
         Wrong("the loss is in bits, not nats", lambda x, y: loss_torch(x, y) / math.log(2),
               "log2 makes it 1.44 times too large: it cannot be compared with ln V, and the "
               "gradient is no longer p - y."),
         Wrong("the losses are summed, not averaged",
               lambda x, y: loss_torch(x, y, reduction="sum"),
-              "The loss, and so the gradient, grows with the batch: the learning rate means "
-              "something else for every batch size."),
+              "The loss, and so the gradient, grows with the batch: every batch size then needs "
+              "its own learning rate."),
         Wrong("the mean runs over all N * V entries",
               lambda x, y: loss_torch(x, y) / x.shape[1],
-              "A row has one surprise, that of its target; the V - 1 zeros of the one-hot table "
+              "A row has one surprise, that of its target; the V - 1 zeros of its one-hot vector "
               "are not observations. The loss comes out V times too small."),
         Wrong("x[:, y] picks the targets of all rows from every row",
               kept(lambda x, y: log_sum_exp(x) - x[:, y]),
-              "x[:, y] is an (N, N) table: each row is compared with everybody's target. "
+              "x[:, y] is an (N, N) table: each row is compared with the targets of all rows. "
               "x[np.arange(N), y] picks one logit per row."),
         Wrong("ignored targets are counted in the denominator",
               lambda x, y: loss_torch(x, y, reduction="sum") / len(y),
-              "Padding then makes every model look better; divide by the tokens that count."),
+              "Padding then makes every model look better. Divide by the number of tokens that "
+              "count."),
         Wrong("a target of -1 picks the last token",
               lambda x, y: loss_torch(x, np.where(y < 0, x.shape[1] - 1, y)),
               "In NumPy index -1 is the last column: padding is trained as if it were a token, "
               "without any error."),
         Wrong("a target of -1 counts as token 0", lambda x, y: loss_torch(x, np.maximum(y, 0)),
-              "Clipping makes a token of the padding: the model is trained to predict token 0 "
+              "Clipping turns the padding into a token: the model is trained to predict token 0 "
               "there."),
-        Wrong("a target of -1 has an empty one-hot row, and its log-sum-exp is still paid",
+        Wrong("a target of -1 has an empty one-hot row, but its log-sum-exp is still added",
               without_rule,
-              "No logit is subtracted at these positions, but log-sum-exp is added and they are "
-              "counted. Remove the rows before anything else."),
+              "No logit is subtracted at these positions, but log-sum-exp is added and the "
+              "positions are counted. Remove the rows before anything else."),
         Wrong("F.cross_entropy is not told to ignore -1",
               lambda x, y: float(F.cross_entropy(torch.tensor(x), torch.tensor(y))),
-              "Its default is ignore_index=-100, so -1 is an invalid class and raises. This course "
-              "passes ignore_index=-1."),
+              "Its default is ignore_index=-100, so -1 is an invalid class and raises an error. "
+              "This course passes ignore_index=-1."),
         Wrong("gather is given the index -1",
               lambda x, y: -torch.tensor(log_probabilities(x)).gather(
                   1, torch.tensor(y)[:, None]).mean().item(),
-              "gather takes no negative index and raises. Remove the rows with target -1 first."),
+              "gather accepts no negative index and raises an error. Remove the rows with target "
+              "-1 first."),
         Wrong("token 0 is ignored as well", lambda x, y: loss_torch(x, np.where(y > 0, y, -1)),
               "targets > 0 also drops token 0, which is an ordinary token. The condition is "
               "targets != -1.")),
     hints=("-log(exp(x_y) / sum(exp(x))) = log(sum(exp(x))) - x_y: no division is left.",
-           "Subtract each row's maximum before exp and add it again after log.",
+           "Subtract each row's maximum before exp and add it back after log.",
            "First keep the rows where targets != -1; then x[np.arange(len(y)), y] picks the "
            "target's logit in each row.")))
 
@@ -302,21 +304,21 @@ register(Exercise(
     "loss.gradient", "04", "The gradient of the mean cross-entropy with respect to the (N, V) "
     "logits; targets of -1 do not count.", inputs=gradient_inputs, oracle=gradient_torch,
     package="gpt2_course.exercises.loss:gradient",
-    excused={"batch": "The task is a table (N, V): PyTorch's cross_entropy wants it so, too."},
+    excused={"batch": "The task is a table (N, V), as for PyTorch's cross_entropy."},
     wrongs=(
         Wrong("the sign is reversed: y - p", lambda x, y: -gradient_torch(x, y),
               "Descent becomes ascent: the loss rises from the first step on."),
         Wrong("it is not divided by the number of tokens",
               lambda x, y: gradient_torch(x, y, "sum"),
-              "This is the gradient of the sum: with N tokens every step is N times too long."),
-        Wrong("it is divided by all positions, ignored ones too",
+              "This is the gradient of the sum: with N tokens every step is N times too large."),
+        Wrong("it is divided by the number of all positions, ignored ones included",
               lambda x, y: gradient_torch(x, y, "sum") / len(y),
-              "The mean was taken over the tokens that count; steps shrink wherever there is "
-              "padding."),
+              "The loss is a mean over the tokens that count. Otherwise the steps shrink wherever "
+              "there is padding."),
         Wrong("it is divided by N * V, as a mean over the table",
               lambda x, y: gradient_torch(x, y) / x.shape[1],
               "The loss is a mean over N surprises, not over N * V entries: every step is V times "
-              "too short."),
+              "too small."),
         Wrong("ignored positions keep a gradient",
               lambda x, y: (softmax(x) - one_hot(x, y)) / (y != -1).sum(),
               "They have no target, but p pushes all their logits down; these rows must be "
@@ -335,7 +337,7 @@ register(Exercise(
               "targets != -1."),
         Wrong("the softmax is missing: logits minus y", slope(lambda x, y: x - y),
               "The slope of log-sum-exp along a logit is its probability, not the logit itself: "
-              "this gradient has no bound."),
+              "this gradient is unbounded."),
         Wrong("only the target's logit gets a gradient",
               slope(lambda x, y: (softmax(x) - 1) * y),
               "Every logit is part of log-sum-exp: the wrong tokens have slope p, and all slopes "
@@ -349,21 +351,24 @@ register(Exercise(
               "Axis 0 makes columns sum to one: a position's gradient then depends on its "
               "neighbours in the batch."),
         Wrong("the maximum is not subtracted before exp", slope(lambda x, y: exp_over(x) - y),
-              "Infinity over infinity: one such row and every weight of the network is NaN."),
-        Wrong("it is derived through the logarithm of rounded probabilities",
+              "exp overflows, and infinity over infinity is NaN: after one such row every weight "
+              "of the network is NaN."),
+        Wrong("it is backpropagated through the logarithm of rounded probabilities",
               through_log(torch.float64),
               "The probability of a hopeless token rounds to 0; the slope of log at 0 is infinite, "
               "and infinity times 0 is NaN. p - y needs no logarithm."),
-        Wrong("it is derived through the logarithm of probabilities rounded to float32",
+        Wrong("it is backpropagated through the logarithm of probabilities rounded to float32",
               through_log(torch.float32),
               "In float32 a token 104 nats below the best has probability 0; the slope of log at 0 "
               "is infinite, and infinity times 0 is NaN. p - y needs no logarithm."),
-        Wrong("it is derived through a one-hot row times the logarithms of all probabilities",
+        Wrong("it is backpropagated through a one-hot row times the logarithms of all "
+              "probabilities",
               through_log(torch.float64, times_one_hot),
               "A probability that rounds to 0 has the logarithm -inf, and 0 * -inf is NaN, even "
               "where the prediction is right. p - y needs no logarithm.")),
     hints=("The slope of log-sum-exp along logit j is p_j; the target's own logit adds -1.",
-           "So: the softmax, minus one at the target. Divide by the number of tokens that count.",
+           "So take the softmax, minus one at the target, and divide by the number of tokens that "
+           "count.",
            "g = softmax(x); g[rows, targets[rows]] -= 1 for the rows that count; zero the "
            "others.")))
 
@@ -392,21 +397,22 @@ register(Exercise(
     wrongs=(
         Wrong("the perplexity is 2 to the power of nats",
               lambda loss, tokens, n_bytes: (2**loss, bits_per_byte(loss, tokens / n_bytes)),
-              "2 belongs to bits, e to nats. The perplexity looks far better than it is."),
+              "A loss in bits needs a power of 2, a loss in nats a power of e. The perplexity "
+              "looks far better than it is."),
         Wrong("the perplexity is e to the power of bits",
               lambda loss, tokens, n_bytes: (math.exp(loss / math.log(2)),
                                              bits_per_byte(loss, tokens / n_bytes)),
-              "The loss is in nats already: exp(loss) is the perplexity. Bits belong to powers of "
-              "2."),
-        Wrong("the perplexity is that of a byte, not of a token",
+              "The loss is in nats already, so exp(loss) is the perplexity. A loss in bits needs a "
+              "power of 2."),
+        Wrong("the perplexity is per byte, not per token",
               lambda loss, tokens, n_bytes: (math.exp(loss * tokens / n_bytes),
                                              bits_per_byte(loss, tokens / n_bytes)),
               "Perplexity counts the tokens that the model hesitates between, so it is exp of the "
               "loss per token; only the second number is per byte."),
-        Wrong("tokens and bytes are exchanged",
+        Wrong("tokens and bytes are swapped",
               lambda loss, tokens, n_bytes: (math.exp(loss), bits_per_byte(loss, n_bytes / tokens)),
-              "The surprise of all tokens is spread over the bytes, of which there are more: bits "
-              "per byte are fewer than bits per token."),
+              "The surprise of all tokens is spread over the bytes, of which there are more, so "
+              "there are fewer bits per byte than bits per token."),
         Wrong("nats are not turned into bits",
               lambda loss, tokens, n_bytes: (math.exp(loss), loss * tokens / n_bytes),
               "One nat is 1.44 bits; without ln 2 the model seems to compress better than it "
@@ -416,14 +422,14 @@ register(Exercise(
                                              loss * tokens / n_bytes * math.log(2)),
               "A bit is smaller than a nat, 0.69 of it, so there are more bits than nats: divide "
               "by ln 2."),
-        Wrong("these are bits per token, not bits per byte",
+        Wrong("the second number is in bits per token, not per byte",
               lambda loss, tokens, n_bytes: (math.exp(loss), loss / math.log(2)),
               "A tokenizer with longer tokens would look worse, though it encodes the same text."),
         Wrong("the two numbers are in the wrong order",
               lambda loss, tokens, n_bytes: (bits_per_byte(loss, tokens / n_bytes),
                                              math.exp(loss)),
-              "The task asks for the perplexity first. Whoever unpacks the tuple reads a "
-              "perplexity of 1 and 27 bits per byte.")),
+              "The task asks for the perplexity first. Unpacked in this order, the tuple reads as "
+              "a perplexity of 1 and 27 bits per byte.")),
     hints=("The two functions are in gpt2_course.evals; only one of them needs the tokens.",
            "bits_per_byte wants tokens per byte: less than one, for any tokenizer that joins "
            "bytes.",
@@ -436,7 +442,7 @@ def code_length(
     reader,        # function of V -> step; step(token or None) -> (V,) logits of the next token
     seconds:float, # for the whole text
 ) -> float:        # bits per byte
-    "What Macbeth costs a model that learns while it reads"
+    "The code length of Macbeth, for a model that learns while it reads"
     text = packaged("shakespeare/macbeth.txt").read_text(encoding="utf-8")
     tok = CharTokenizer(text)
     ids, V, began, total = tok.encode(text), tok.n_vocab, time.perf_counter(), 0.0

@@ -48,32 +48,32 @@ register(Exercise(
     wrongs=(
         Wrong("the last window is left out (off by one)",
               lambda ids, n: (sliding(ids, n + 1)[:-1, :n], ids[n:-1]),
-              "range(L - n - 1) in place of range(L - n): the last token of each text is never "
-              "learned, and a text of n + 1 tokens gives nothing at all."),
+              "range(L - n - 1) stands in place of range(L - n): the last token of each text is "
+              "never a target, and a text of n + 1 tokens gives no window at all."),
         Wrong("the first window is left out (off by one)",
               lambda ids, n: (sliding(ids, n + 1)[1:, :n], ids[n + 1:]),
               "The first window starts at token 0: a loop that starts at 1 skips it, and a text of "
-              "n + 1 tokens gives nothing at all."),
-        Wrong("there is one window too many, without a target",
+              "n + 1 tokens gives no window at all."),
+        Wrong("there is one window too many, and it has no target",
               lambda ids, n: (sliding(ids, n), ids[n:]),
               "L - n + 1 windows fit into the text, but nothing follows the last one. Inputs and "
               "targets need the same length."),
         Wrong("the window includes its target", lambda ids, n: (sliding(ids, n)[1:], ids[n:]),
-              "The answer is part of the question: the training loss falls towards zero, and the "
-              "text is noise."),
+              "The input then contains the answer: the training loss falls towards zero, and the "
+              "generated text is noise."),
         Wrong("the target is the last token of the window",
               lambda ids, n: (sliding(ids, n)[:-1], ids[n - 1:-1]),
               "ids[i + n - 1] is inside the window, ids[i + n] comes after it: the model only has "
               "to copy what it sees."),
         Wrong("the target is one token too late",
               lambda ids, n: (sliding(ids, n)[:-2], ids[n + 1:]),
-              "The model learns to skip a character: its loss stays high and its words have "
-              "holes."),
+              "The model learns to skip a character: its loss stays high, and letters are missing "
+              "from its words."),
         Wrong("the targets are windows as well, shifted by one",
               lambda ids, n: (sliding(ids, n)[:-1], sliding(ids, n)[1:]),
               "That is the form for a transformer, which predicts at every position. This model "
               "makes one prediction per window, so a target is a single token."),
-        Wrong("inputs and targets are exchanged",
+        Wrong("inputs and targets are swapped",
               lambda ids, n: (ids[n:], sliding(ids, n)[:-1]),
               "The task asks for the inputs first, then the targets."),
         Wrong("the windows do not overlap", every(lambda n: n + 1),
@@ -85,7 +85,7 @@ register(Exercise(
               "With n extra tokens in front every token of the text becomes a target, which is a "
               "good idea for short names. Here L tokens give L - n windows, all of real "
               "text.")),
-    hints=("Write the example out by hand: how many windows of 2 has [3, 1, 4, 1, 5], if each "
+    hints=("Write the example out by hand: how many windows of 2 does [3, 1, 4, 1, 5] have if each "
            "needs a token after it?",
            "Input i is ids[i : i + n] and its target is ids[i + n], for i from 0 to L - n - 1.",
            "ids.unfold(0, n + 1, 1) is (L - n, n + 1): the last column is the targets.")))
@@ -112,7 +112,8 @@ def lookup_numpy(wte, x):
     return torch.from_numpy(out)
 
 register(Exercise(
-    "mlp.lookup", "05", "The (V, E) table's vectors of (B, n) tokens, laid end to end: (B, n * E).",
+    "mlp.lookup", "05", "The vectors of (B, n) tokens in the (V, E) table, laid end to end: (B, n "
+    "* E).",
     inputs=tables, oracle=lookup_numpy, package="gpt2_course.mlp:lookup", gradient=True,
     excused={"batch": "The only floating-point input is the table, which is (V, E) by the task."},
     wrongs=(
@@ -122,18 +123,18 @@ register(Exercise(
               "A mean forgets the order: 'no' and 'on' become the same window."),
         Wrong("it is flattened in the wrong order",
               lambda wte, x: wte[x].transpose(1, 2).flatten(1),
-              "Component by component, not token by token: a model trained from scratch adapts to "
-              "it, but weights trained elsewhere read noise."),
+              "A row then runs component by component, not token by token: a model trained from "
+              "scratch adapts to that, but weights trained elsewhere read noise."),
         Wrong("the window is read backwards", lambda wte, x: wte[x.flip(1)].flatten(1),
               "The newest token stands where the weights expect the oldest: training from scratch "
-              "hides it, weights trained elsewhere do not."),
+              "hides the mistake, but weights trained elsewhere read noise."),
         Wrong("the tokens of different windows are mixed",
               lambda wte, x: wte[x].transpose(0, 1).reshape(len(x), -1),
-              "After the transpose the window is the first dimension, and reshape cuts the numbers "
-              "without regard to rows: a row holds tokens of other windows."),
+              "After the transpose the window is the first dimension, and reshape ignores where "
+              "one ends: a row holds tokens of other windows."),
         Wrong("the vectors are not joined", lambda wte, x: wte[x],
-              "The result is (B, n, E). A linear layer of n * E inputs raises, and one of E inputs "
-              "treats each letter alone."),
+              "The result is (B, n, E). A linear layer with n * E inputs raises an error, and one "
+              "with E inputs treats each letter alone."),
         Wrong("the windows are joined as well", lambda wte, x: wte[x].flatten(),
               "flatten() without an argument joins all dimensions, the batch too: one row where B "
               "are wanted."),
@@ -178,7 +179,7 @@ def own_tanh(s): return (s.exp() - (-s).exp()) / (s.exp() + (-s).exp())
 def own_tanh_2(s): return ((2 * s).exp() - 1) / ((2 * s).exp() + 1)
 
 register(Exercise(
-    "mlp.hidden_logits", "05", "tanh(W e + b) through the head U with bias d: (B, V) logits.",
+    "mlp.hidden_logits", "05", "(B, V) logits: tanh(W e + b), then the head U with bias d.",
     inputs=layers, oracle=hidden_numpy, package="gpt2_course.mlp:hidden_logits", gradient=True,
     excused={"batch": "The task is a batch (B, n * E): each window is already one long vector."},
     wrongs=(
@@ -186,8 +187,8 @@ register(Exercise(
               "Two matrices in a row are one matrix: the hidden layer costs time and learns "
               "nothing."),
         Wrong("the non-linearity is a ReLU", bent(torch.relu),
-              "A ReLU works as well, later chapters have a smooth one; but this model of 2003 has "
-              "a tanh, and weights trained with one do not fit the other."),
+              "A ReLU works as well, and later chapters use a smooth one; but this model of 2003 "
+              "has a tanh, and weights trained with one do not fit the other."),
         Wrong("the non-linearity is a sigmoid", bent(torch.sigmoid),
               "A sigmoid lies between 0 and 1 and is 0.5 at zero: all units start half on, and "
               "the logits are shifted."),
@@ -199,40 +200,40 @@ register(Exercise(
               "torch.tanh is safe."),
         Wrong("the logits go through a tanh, too",
               lambda e, W, b, U, d: torch.tanh(torch.tanh(e @ W.T + b) @ U.T + d),
-              "Logits between -1 and 1 can never be sure: with 70 characters no probability "
-              "exceeds a tenth."),
+              "With logits between -1 and 1 the model can never be confident: with 70 characters "
+              "no probability exceeds a tenth."),
         Wrong("a softmax is applied to the logits",
               lambda e, W, b, U, d: (torch.tanh(e @ W.T + b) @ U.T + d).softmax(-1),
-              "cross_entropy applies its own: the second softmax flattens everything, and the loss "
-              "remains near ln V."),
+              "cross_entropy applies its own: the second softmax flattens the probabilities, and "
+              "the loss remains near ln V."),
         Wrong("a log-softmax is applied to the logits",
               lambda e, W, b, U, d: (torch.tanh(e @ W.T + b) @ U.T + d).log_softmax(-1),
-              "A second one changes nothing, so the loss would be right; but these are log "
-              "probabilities, and the task asks for the logits."),
+              "A second log-softmax changes nothing, so the loss would be right; but these are "
+              "log-probabilities, and the task asks for the logits."),
         Wrong("the bias is added after the tanh",
               lambda e, W, b, U, d: (torch.tanh(e @ W.T) + b) @ U.T + d,
-              "All units are then centred at zero, and b is one more constant of the head."),
+              "Every unit then bends at zero, and b only adds a constant to the logits."),
         Wrong("the tanh is applied to the input, not to the sums",
               lambda e, W, b, U, d: (torch.tanh(e) @ W.T + b) @ U.T + d,
-              "A tanh of each number alone cannot combine letters; after it come two linear "
-              "layers, which are one."),
+              "A tanh of each input component alone cannot combine letters, and the two linear "
+              "layers after it are equivalent to one."),
         Wrong("the hidden layer has no bias",
               lambda e, W, b, U, d: torch.tanh(e @ W.T) @ U.T + d,
               "Every unit then bends at zero; b lets each unit choose where."),
         Wrong("the head has no bias", lambda e, W, b, U, d: torch.tanh(e @ W.T + b) @ U.T,
-              "d holds how frequent each token is, whatever the context: without it the hidden "
+              "d encodes how frequent each token is, whatever the context: without it the hidden "
               "units have to learn that, too."),
         Wrong("the matrices are not transposed",
               lambda e, W, b, U, d: torch.tanh(e @ W + b) @ U + d,
               "PyTorch stores (out, in), so a batch of rows needs e @ W.T. Only square matrices "
-              "hide the mistake, the others raise.")),
-    hints=("Read the formula from inside out: first W e + b, for each row of e.",
+              "hide the mistake; the others raise an error.")),
+    hints=("Read the formula from the inside out: first W e + b, for each row of e.",
            "W is stored (out, in), so for a batch of rows the product is e @ W.T.",
            "torch.tanh(e @ W.T + b) is (B, H); then @ U.T + d, with nothing after it.")))
 
 
 class Table:
-    "A model of one token, the last one's row of a table; its memory holds `room` windows"
+    "A model that looks the last token up in a table; its memory holds `room` windows"
     def __init__(self, weight, room): self.weight, self.room = weight, room
     def __call__(self, x):
         if len(x) > self.room:
@@ -311,28 +312,28 @@ register(Exercise(
         Wrong("the loop stops one batch too early",
               in_batches(lambda s, n, batch: sum(s[:-1]) / sum(n)),
               "range(0, len(x) - batch, batch) never reaches the last batch, but its rows are "
-              "counted: the loss is too good."),
+              "counted: the loss comes out too low."),
         Wrong("only the first batch is evaluated",
               in_batches(lambda s, n, batch: s[0] / n[0]),
-              "A return inside the loop ends it in its first round."),
+              "A return inside the loop ends it in the first iteration."),
         Wrong("only the last batch is evaluated",
               in_batches(lambda s, n, batch: s[-1] / n[-1]),
-              "total = loss in the loop overwrites what the batches before it gave; total += loss "
-              "adds up."),
-        Wrong("the sum is divided by batches times batch size",
+              "total = loss in the loop overwrites the sum of the earlier batches; total += loss "
+              "adds to it."),
+        Wrong("the sum is divided by the number of batches times the batch size",
               in_batches(lambda s, n, batch: sum(s) / (len(s) * batch)),
-              "The last batch is counted as full: the loss is too good, most of all for short "
-              "texts."),
+              "The last batch is counted as full: the loss comes out too low, most of all for "
+              "short texts."),
         Wrong("the sum is divided by the number of batches",
               in_batches(lambda s, n, batch: sum(s) / len(s)),
               "This is the loss of a batch, not of a row: it grows with the batch size."),
         Wrong("it is a sum, not a mean", in_batches(lambda s, n, batch: sum(s)),
-              "Texts of different length cannot be compared, and an untrained model no longer has "
+              "Texts of different lengths cannot be compared, and an untrained model no longer has "
               "the loss ln V."),
-        Wrong("softmax twice: probabilities are treated as logits",
+        Wrong("the softmax is applied twice: probabilities are treated as logits",
               in_batches(mean, loss_of_probabilities),
-              "F.cross_entropy applies the softmax itself; applied twice, even a perfect model "
-              "has a loss not far below ln V.")),
+              "F.cross_entropy applies the softmax itself; after a second one, even a perfect "
+              "model has a loss not far below ln V.")),
     hints=("Does your number change with the batch size? It must not.",
            "Add up sums, not means: F.cross_entropy has reduction='sum'.",
            "x.split(batch) and y.split(batch) go in step; divide by len(x), once, at the end.")))
@@ -401,7 +402,7 @@ def as_in_the_chapter(
 set_challenge(Challenge(
     "mlp.macbeth", "05", "The lowest loss on Macbeth after one minute of training. Your function "
     "gets the tokens of all other plays and poems (name -> (L,) tensor), the size V of the "
-    "vocabulary and the seconds; it returns a model, a function of (B, 32) tokens that gives the "
-    "(B, V) logits of the next one.",
+    "vocabulary and the time limit in seconds; it returns a model, a function of (B, 32) tokens "
+    "that gives the (B, V) logits of the next one.",
     score=after_training, plain=as_in_the_chapter, to_beat=1.883, unit="nats per character",
     measured="two cores of an AMD EPYC, one thread, November 2026"))

@@ -65,19 +65,19 @@ def adam(correct="mv", l2=False, eps_at="outside", scaled=True, square=True, roo
 
 
 register(Exercise(
-    "optim.adamw_step", "12", "One step of AdamW on a tensor: p, g, m, v, t (1 at the first step), "
-    "lr, beta1, beta2, decay, eps give the new p, m, v.",
+    "optim.adamw_step", "12", "One step of AdamW on a tensor: the new p, m and v, from p, g, m, v, "
+    "t (1 at the first step), lr, beta1, beta2, decay and eps.",
     inputs=weights_and_state, oracle=adamw_torch, package="gpt2_course.optim:adamw_step",
     wrongs=(
         Wrong("the means are not corrected for their start at zero", adam(correct=""),
-              "The first steps have the wrong length: with betas 0.9 and 0.999 three times too "
-              "long, just when v knows least."),
+              "The first steps have the wrong size: with betas of 0.9 and 0.999 they are three "
+              "times too large, just when v is least reliable."),
         Wrong("only m is corrected, v is not", adam(correct="m"),
-              "v is far too small at first, with beta2 0.999 a thousand times, and the first step "
-              "is 1 / sqrt(1 - beta2) learning rates long."),
+              "v is far too small at first, with a beta2 of 0.999 by a factor of a thousand, and "
+              "the first step is 1 / sqrt(1 - beta2) learning rates long."),
         Wrong("only v is corrected, m is not", adam(correct="v"),
-              "m is too small at first: the first step is a tenth of a learning rate long. That "
-              "acts like a short warm-up that nobody asked for."),
+              "m is too small at first: with a beta1 of 0.9 the first step is a tenth of a "
+              "learning rate long. That acts like a short, unintended warm-up."),
         Wrong("the step is made with the old m and v", adam(old=True),
               "The newest gradient comes a step too late, and in the first step both means are "
               "still zero: nothing moves."),
@@ -85,41 +85,42 @@ register(Exercise(
               "The next step starts from means that have been corrected already, and corrects "
               "them again. The correction is for this step alone; m and v are kept without it."),
         Wrong("the correction counts steps from 0", adam(from_zero=True),
-              "beta**0 is 1, so the first step divides by 1 - 1: every weight becomes NaN."),
-        Wrong("the betas are exchanged", adam(swapped=True),
+              "beta**0 is 1, so the first step divides by 1 - 1 = 0: every weight becomes NaN."),
+        Wrong("the betas are swapped", adam(swapped=True),
               "The gradient is then averaged over hundreds of steps, and its square over ten: the "
-              "direction lags behind, and the length of the steps is noisy."),
+              "direction lags behind, and the size of the steps is noisy."),
         Wrong("the new gradient is not weighted by 1 - beta", adam(weighted=False),
               "beta * m + g is a sum, not a mean, as in SGD with momentum. m and v grow by "
-              "different factors, so the step has another length."),
+              "different factors, so the step has the wrong size."),
         Wrong("the root of v is missing", adam(root=False),
-              "A gradient over its square is 1 / gradient: small gradients make huge steps. The "
-              "root gives v the same unit as m."),
+              "A gradient divided by its square is 1 / gradient: small gradients make huge steps. "
+              "The root gives v the same unit as m."),
         Wrong("eps stands inside the root", adam(eps_at="inside"),
-              "Its root is 1e-4, not 1e-8: weights with small gradients, such as the embeddings of "
+              "The root of 1e-8 is 1e-4: weights with small gradients, such as the embeddings of "
               "rare tokens, stop learning."),
         Wrong("eps is added before v is corrected", adam(eps_at="early"),
               "Then the correction enlarges eps as well. Kingma and Ba show this shorter form too, "
-              "but its eps is another number; PyTorch adds eps to the corrected root."),
+              "but with a different eps; PyTorch adds eps to the corrected root."),
         Wrong("eps is left out", adam(eps_at="nowhere"),
-              "A weight without any gradient, such as the embedding of a token that never came, "
-              "moves by 0/0: NaN."),
+              "A weight without any gradient, such as the embedding of a token that did not occur, "
+              "moves by 0/0, which is NaN."),
         Wrong("v is the mean of |g|, not of its square", adam(square=False),
-              "m over the root of |g| still depends on the scale of the gradient, which was to be "
-              "divided out."),
+              "m over the root of |g| still depends on the scale of the gradient, which the "
+              "division should remove."),
         Wrong("decay is added to the gradient (L2), not taken from the weight", adam(l2=True),
               "The root of v divides the decay as well: weights with large gradients are hardly "
-              "decayed. This is Adam with L2, the very thing that the W was invented to mend."),
+              "decayed. This is Adam with L2 regularisation, the problem that AdamW was invented "
+              "to solve."),
         Wrong("the decay is not multiplied by the learning rate", adam(scaled=False),
               "A tenth of every weight is gone after one step; the model forgets faster than it "
               "learns."),
         Wrong("the decay shrinks the weight after the step, not before", adam(late=True),
-              "The step itself is then decayed as well. AdamW takes lr * decay of the old weight; "
-              "the difference is small, and enough for two runs to drift apart."),
+              "The step itself is then decayed as well. AdamW subtracts lr * decay times the old "
+              "weight; the difference is small, but enough for two runs to drift apart."),
         Wrong("the step is added, not subtracted", adam(sign=-1),
               "The gradient points uphill: the loss rises with every step.")),
-    hints=("m is a running mean of g, v of g squared: beta times the old, (1 - beta) times the new "
-           "value.",
+    hints=("m is a running mean of g, v of g squared: beta times the old value plus (1 - beta) "
+           "times the new one.",
            "Divide m by `1 - beta1**t` and v by `1 - beta2**t`, in copies: return m and v "
            "uncorrected.",
            "`p * (1 - lr * decay) - lr * m_hat / (v_hat.sqrt() + eps)`"),
@@ -213,29 +214,30 @@ register(Exercise(
               "A LayerNorm's weight belongs near 1 and is pulled to 0; biases lose what they "
               "have learned."),
         Wrong("the weights of LayerNorm are decayed", grouped(lambda n, p: not n.endswith("bias")),
-              "Biases are not the only vectors. Ask for the number of dimensions, not the name."),
+              "Biases are not the only vectors: the weight of a LayerNorm is one too. Test the "
+              "number of dimensions, not the name."),
         Wrong("norms are found by their name",
               grouped(lambda n, p: not n.endswith("bias") and "norm" not in n),
               "GPT-2 calls its norms ln_1, ln_2 and ln_f: a search for 'norm' finds none of them."),
-        Wrong("only norms are spared, biases are decayed", all_but_norms,
-              "A bias is one number for each channel and does not make the model larger. GPT-2's "
-              "recipe decays no vector at all."),
+        Wrong("only norms are spared, and biases are decayed", all_but_norms,
+              "A bias is one number for each channel and adds little capacity to the model. "
+              "GPT-2's recipe decays no vector at all."),
         Wrong("only tensors of exactly two dimensions are decayed",
               grouped(lambda n, p: p.dim() == 2),
               "The kernel of a convolution, or the matrices of several experts in one tensor, have "
-              "three: they are weights like any other, and would be left out."),
-        Wrong("the two groups are exchanged", grouped(matrix, exchange=True),
+              "three: they are weights like any other, but would not be decayed."),
+        Wrong("the two groups are swapped", grouped(matrix, exchange=True),
               "The vectors are decayed, and the matrices, which decay was made for, are not."),
         Wrong("the second group has no weight_decay of its own",
               grouped(matrix, rates=lambda d: (d, None)),
-              "Then the optimiser's default fills the gap, 0.01 in torch.optim.AdamW: norms and "
-              "biases are decayed after all."),
+              "The optimiser's default then applies, 0.01 in torch.optim.AdamW: norms and biases "
+              "are decayed after all."),
         Wrong("both groups have the same weight_decay", grouped(matrix, rates=lambda d: (d, d)),
               "Two groups with the same settings are one group: everything is decayed."),
         Wrong("frozen parameters are handed to the optimiser", grouped(matrix, frozen=True),
-              "They get no gradient, and the groups no longer say what is trained: counts and "
-              "plans are wrong, and what is unfrozen later starts with settings meant for "
-              "others."),
+              "They get no gradient, and the groups no longer say what is trained: parameter "
+              "counts and memory estimates are wrong, and a parameter that is unfrozen later "
+              "starts with settings meant for others."),
         Wrong("a tied table comes twice", grouped(matrix, tied=True),
               "Embedding and head are one tensor under two names. An optimiser that holds it twice "
               "moves it twice in every step; torch warns."),
@@ -290,7 +292,7 @@ def rates(first=1, longer=0, length=-1, whole=False, floor=True, guard=True, ris
 
 register(Exercise(
     "optim.cosine_lr", "12", "The learning rate of a step, from step, max_lr, min_lr, warmup and "
-    "steps: linear rise, then half a cosine to min_lr at the last step.",
+    "steps: a linear rise, then half a cosine down to min_lr at the last step.",
     inputs=moments, oracle=lr_numpy, package="gpt2_course.exercises.optim:lr_at", atol=1e-9,
     wrongs=(
         Wrong("the learning rate of step 0 is 0", rates(first=0),
@@ -306,12 +308,12 @@ register(Exercise(
               "The last step is steps - 1, not steps: the run ends a step before its schedule "
               "does."),
         Wrong("the cosine begins at step 0, not after the warm-up", rates(whole=True),
-              "Where the warm-up ends the rate jumps down, after a long warm-up by a lot, and the "
-              "peak is held for a single step."),
+              "The rate jumps down where the warm-up ends, after a long warm-up by a lot, and the "
+              "peak lasts for a single step."),
         Wrong("the cosine runs through a whole period",
               rates(fall=lambda x, high, low: half_cosine(2 * x, high, low)),
-              "cos(2 pi x) comes back: the rate falls to min_lr in the middle of the run and is "
-              "at its peak in the end. Half a period goes from 1 to -1."),
+              "cos(2 pi x) returns to 1: the rate falls to min_lr in the middle of the run and is "
+              "back at its peak at the end. Half a period goes from 1 to -1."),
         Wrong("the cosine is not halved",
               rates(fall=lambda x, high, low: half_cosine(x, 2 * high - low, low)),
               "1 + cos runs from 2 to 0, so the peak is nearly twice max_lr, and the rate jumps "
@@ -326,8 +328,8 @@ register(Exercise(
               "The cosine itself should end at min_lr: it spans max_lr - min_lr. Cut off, the rate "
               "is too low on the way and then constant."),
         Wrong("after the last step it rises again", rates(guard=False),
-              "A cosine comes back: a run that continues beyond the planned end climbs towards "
-              "max_lr and unlearns.")),
+              "A cosine rises again after its minimum: a run that continues beyond the planned end "
+              "climbs back towards max_lr and loses what it has learned.")),
     hints=("Three parts: `step < warmup`, the cosine, and everything from step `steps - 1` on.",
            "Steps count from 0: the first gets max_lr / warmup, step warmup - 1 gets max_lr.",
            "`progress = (step - warmup) / (steps - 1 - warmup)`, then "
@@ -346,7 +348,7 @@ def clip(
 def gradients(
     seed:int,
 ) -> list: # of (list of gradients, max_norm)
-    "Long, short, long in one tensor only, exactly at the limit, zero, and very long"
+    "Large, small, large in one tensor only, exactly at the limit, zero, and very large norms"
     g = torch.Generator().manual_seed(seed)
     new = lambda s: [torch.randn(n, generator=g) * k for n, k in ((3, s), ((2, 4), 1), (5, 0.1))]
     return [(new(10), 1.0), (new(0.1), 50.0), (new(100), 2.5), ([torch.zeros(3)], 1.0),
@@ -373,19 +375,19 @@ register(Exercise(
     wrongs=(
         Wrong("each tensor is clipped by itself",
               lambda grads, n: [g * min(1.0, n / (float(g.norm()) + 1e-6)) for g in grads],
-              "Long tensors shrink and short ones do not: the direction turns, and the whole can "
-              "still be longer than max_norm."),
-        Wrong("each number is clipped to ±max_norm",
+              "Tensors with a large norm shrink and the others do not: the direction changes, and "
+              "the total norm can still exceed max_norm."),
+        Wrong("each entry is clipped to ±max_norm",
               lambda grads, n: [g.clamp(-n, n) for g in grads],
-              "That is clip_grad_value_: the direction turns towards a corner, and a thousand "
-              "numbers at the limit are still a long gradient."),
-        Wrong("short gradients are stretched to max_norm",
+              "That is clip_grad_value_: the direction changes, and a thousand entries at the "
+              "limit still have a large norm."),
+        Wrong("small gradients are scaled up to max_norm",
               lambda grads, n: [g * n / (total(grads) + 1e-6) for g in grads],
-              "Clipping only shortens. Stretched, the steps near the goal are as noisy as those at "
-              "the start."),
-        Wrong("a gradient that is too long is thrown away",
+              "Clipping only scales down. If gradients are scaled up, the steps near the minimum "
+              "are as noisy as those at the start."),
+        Wrong("a gradient whose norm is too large is thrown away",
               lambda grads, n: [g * float(total(grads) <= n) for g in grads],
-              "Its direction is good, only its length is not. Without it the step is lost, and "
+              "Only its norm is wrong; its direction is good. Without it the step is lost, and "
               "early in a run nearly every step would be."),
         Wrong("the factor is 1 / max_norm, whatever the norm is",
               lambda grads, n: [g / n if total(grads) > n else g for g in grads],
@@ -393,31 +395,31 @@ register(Exercise(
               "multiply by max_norm."),
         Wrong("the root is missing",
               shortened(lambda grads: sum(g.square().sum() for g in grads)),
-              "The sum of the squares is the norm squared. A gradient of norm 10 is then scaled "
-              "down to 0.1, not to 1."),
+              "The sum of the squares is the norm squared. For a max_norm of 1, a gradient of norm "
+              "10 is then scaled down to 0.1, not to 1."),
         Wrong("the norms of the tensors are added",
               shortened(lambda grads: sum(g.norm() for g in grads)),
-              "Norms add up as squares (Pythagoras). This sum is too large, the more tensors the "
-              "larger, and it clips too much."),
-        Wrong("only the longest tensor counts",
+              "Norms add as squares (Pythagoras). Their plain sum is too large, the more so the "
+              "more tensors there are, and it clips too much."),
+        Wrong("only the tensor with the largest norm counts",
               shortened(lambda grads: max(g.norm() for g in grads)),
-              "All parameters move together, so the norm is that of all numbers. With hundreds of "
-              "tensors the whole is many times longer than the longest of them."),
-        Wrong("the largest entry is taken for the norm",
+              "All parameters move together, so the norm is that of all entries. With hundreds of "
+              "tensors it is many times the largest of their norms."),
+        Wrong("the largest entry is taken as the norm",
               shortened(lambda grads: max(g.abs().max() for g in grads)),
-              "That is the maximum norm. Millions of small numbers make a long gradient without "
-              "any large entry.")),
+              "That is the maximum norm. Millions of small entries make a large norm without any "
+              "large entry.")),
     hints=("One norm for all tensors: the root of the sum of all squares.",
            "One factor for all: max_norm / norm, but never above 1.",
            "`[g * min(1.0, max_norm / (norm + 1e-6)) for g in grads]`"),
-    excused=dict(gradient="These are gradients already; nobody differentiates the clipping")))
+    excused=dict(gradient="These are gradients already, and clipping is not differentiated")))
 
 
 STEPS, ROWS, BLOCK = 120, 16, 32 # of each of the two runs
 
 @functools.cache
 def letters():
-    "Hamlet to learn from, Macbeth past its list of persons to be judged on, as ids; and how many"
+    "Hamlet for training, Macbeth after its cast list held out, as ids; and the vocabulary size"
     hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text(encoding="utf-8")
                        for n in ("hamlet", "macbeth"))
     tok = CharTokenizer(hamlet + macbeth)
@@ -461,7 +463,7 @@ def as_in_the_chapter(model, steps):
 set_challenge(Challenge(
     "optim.steer", "12", "Given (model, steps): a small GPT with fresh weights and the number of "
     f"steps, {STEPS}. Return a function step(s), which is called after each backward pass with "
-    "s = 0, 1, ...: it reads p.grad of the parameters and moves them. Model, batches and number "
-    "of steps are fixed; how to move is yours.",
+    "s = 0, 1, ...: it reads p.grad of the parameters and moves them. The model, the batches "
+    "and the number of steps are fixed; how to move the parameters is up to you.",
     score=steer, plain=as_in_the_chapter, to_beat=2.69, unit="nats per letter on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))

@@ -16,7 +16,7 @@ from ..config import packaged
 class Flaky:
     "A source of documents whose connection drops; called with n it sends document n, n + 1 …"
     def __init__(self, documents, drops):
-        self.all, self.drops = documents, list(drops) # drops: documents in front of which it drops
+        self.all, self.drops = documents, list(drops) # drops: documents before which it drops
         self.told = ", ".join(map(str, drops)) or "none"
         self.sent = 0
 
@@ -24,17 +24,17 @@ class Flaky:
         for i in range(n, len(self.all) + 1):
             if i in self.drops:
                 self.drops.remove(i)
-                raise ConnectionError(f"the connection was lost in front of document {i}")
+                raise ConnectionError(f"the connection was lost before document {i}")
             if i < len(self.all):
                 self.sent += 1
                 yield self.all[i]
 
-    def __repr__(self): return f"{len(self.all)} documents, drops in front of {self.told}"
+    def __repr__(self): return f"{len(self.all)} documents, drops before {self.told}"
 
 def fetch(
-    open_at,   # function of n: yields document n, n + 1 …, and may raise ConnectionError
+    open_at,   # function of n: yields documents n, n + 1 …; may raise ConnectionError
 ) -> list:     # every document once, in order
-    "Go on behind the last document that arrived, as often as it takes"
+    "Continue after the last document that arrived, as often as necessary"
     out = []
     while True:
         try:
@@ -82,7 +82,7 @@ def fetch_slowly(source):
     return out
 
 def flaky_inputs(seed):
-    "Drops in the middle, twice in front of one document, at both ends, and a quiet connection"
+    "Drops in the middle, twice before one document, at both ends, and a stable connection"
     rng = np.random.default_rng(seed)
     texts = [f"№ {i}, naïve" for i in rng.permutation(90)[:10]]
     a, b = sorted(int(i) for i in rng.choice(np.arange(2, 8), 2, replace=False))
@@ -91,37 +91,37 @@ def flaky_inputs(seed):
 
 register(Exercise(
     "prepare.fetch", "21", "A list of all documents of a source whose connection drops, each once, "
-    "in order; none may be sent twice. open_at(n) yields document n, n + 1 … and may raise "
+    "in order; none may be sent twice. open_at(n) yields documents n, n + 1 … and may raise "
     "ConnectionError at any moment.",
     inputs=flaky_inputs, oracle=fetch_slowly, package="gpt2_course.exercises.prepare:fetch",
     read=lambda result, source: {"documents": result, "documents that were sent": source.sent},
     wrongs=(
         Wrong("it starts again from the beginning", fetch_from(lambda n, new: 0),
-              "Each drop doubles what was read before; the model sees those texts many times and "
-              "nobody notices but the disk."),
+              "Each drop duplicates what was read before; the model sees those texts many times, "
+              "and no error reports it."),
         Wrong("everything is sent again after a drop", fetch_anew,
-              "The list is right, but what had arrived is not used: from a source that drops once "
-              "an hour this never gets more than an hour can bring."),
+              "The list is right, but what had arrived is not used: if the source drops once an "
+              "hour, this never gets further than one hour of documents."),
         Wrong("it continues one document too late", fetch_from(lambda n, new: n + 1),
-              "Having n documents, the next one has the number n, since they count from 0: one is "
-              "lost at every drop."),
+              "After n documents the next one is number n, since they count from 0: one document "
+              "is lost at every drop."),
         Wrong("the last document is read again", fetch_from(lambda n, new: n - 1),
-              "It had arrived: the drop came in front of the next one. A text is doubled at every "
+              "It had arrived: the drop came before the next one. One text is duplicated at every "
               "drop."),
         Wrong("only the documents of the last connection are counted",
               fetch_from(lambda n, new: new),
-              "open_at counts from the beginning of the source. After the second drop the count "
-              "of one connection leads back into what had arrived long ago."),
+              "open_at counts from the beginning of the source. After the second drop the count of "
+              "one connection points back to documents that arrived long ago."),
         Wrong("a drop counts as the end", fetch_from(lambda n, new: n, once=True),
-              "A loop that ends on any error makes a small corpus out of a large one, and says "
-              "that it is done."),
+              "A loop that stops at any error makes a small corpus out of a large one, and reports "
+              "success."),
         Wrong("a second drop is not caught", fetch_twice,
-              "Opening again is outside of the `try`. A stream of hours drops more than once: it "
-              "takes a loop."),
+              "The second opening is outside the `try`. A stream that takes hours drops more than "
+              "once, so a loop is needed."),
         Wrong("no drop is caught", lambda open_at: list(open_at(0)),
-              "The first ConnectionError ends the program, after hours perhaps.")),
+              "The first ConnectionError ends the program, perhaps after hours.")),
     hints=("Remember how many documents have arrived: that number is also the next document's.",
-           "try: for text in open_at(len(out)): out.append(text), and return behind the loop.",
+           "try: for text in open_at(len(out)): out.append(text), and return after the loop.",
            "Put it into `while True:` with `except ConnectionError: pass` (a real program waits "
            "there, longer each time).")))
 
@@ -150,7 +150,7 @@ def with_end(tok, texts, encode=None, first=False, last=True, keep=lambda n: n, 
         out.append(np.array(ends * first + ids + ends * last, np.int64))
     return out
 
-def only_between(tok, texts): # each but the last one has its end
+def only_between(tok, texts): # each but the last one has its end token
     parts = with_end(tok, texts)
     return [*parts[:-1], parts[-1][:-1]]
 
@@ -167,50 +167,51 @@ def encode_inputs(seed):
             (Bytes(2**16 - 257), [words(1)]), (Bytes(2**16 - 256), [words(2)])]
 
 register(Exercise(
-    "prepare.encode_documents", "21", "A list with the tokens of each document, as an array of "
-    "integers, the last of them tok.eot_token; text that looks like a special token stays text.",
+    "prepare.encode_documents", "21", "A list with one array of integers per document: its tokens, "
+    "then tok.eot_token. Text that looks like a special token stays text.",
     inputs=encode_inputs, oracle=with_end, package="gpt2_course.prepare:encode_documents",
     wrongs=(
         Wrong("nothing ends a document", lambda tok, texts: with_end(tok, texts, last=False),
-              "A recipe runs on into a sonnet; the model never learns to stop, and nobody can find "
-              "the borders again."),
-        Wrong("<|endoftext|> stands in front", lambda tok, texts: with_end(tok, texts, first=True,
+              "A recipe runs on into a sonnet; the model never learns to stop, and the boundaries "
+              "cannot be found again."),
+        Wrong("<|endoftext|> comes before each document, not after "
+              "it", lambda tok, texts: with_end(tok, texts, first=True,
                                                                            last=False),
-              "Nearly the same in a long stream; but the last document has no end and the first "
-              "begins with the end of nothing."),
-        Wrong("<|endoftext|> stands on both sides",
+              "In a long stream this is nearly the same, but the last document has no end token, "
+              "and the first one begins with an end token that ends nothing."),
+        Wrong("<|endoftext|> comes before and after each document",
               lambda tok, texts: with_end(tok, texts, first=True),
-              "In the stream two of them meet at every border, and the model learns that a text "
+              "In the stream two of them meet at every boundary, and the model learns that a text "
               "may be empty."),
-        Wrong("<|endoftext|> stands between documents only", only_between,
+        Wrong("<|endoftext|> comes only between documents", only_between,
               "Documents come in chunks, so the last one here is not the last of the corpus: it "
               "would run on into the next chunk."),
-        Wrong("the end is GPT-2's, whatever the tokenizer",
+        Wrong("GPT-2's end token is used, whatever the tokenizer",
               lambda tok, texts: with_end(tok, texts, end=50256),
               "50256 is <|endoftext|> in GPT-2's vocabulary only. In another it is an ordinary "
-              "token, or none at all: ask tok.eot_token."),
+              "token, or no token at all: use tok.eot_token."),
         Wrong("the words <|endoftext|> in a text become the special token",
               lambda tok, texts: with_end(tok, texts, encode=tok.encode),
-              "Whoever writes them into a web page cuts your documents in two, and tiktoken's "
-              "`encode` raises on them: take encode_ordinary."),
+              "Anyone who writes them on a web page would cut your documents in two, and "
+              "tiktoken's `encode` raises an error on them: use encode_ordinary."),
         Wrong("an empty document is left out",
               lambda tok, texts: with_end(tok, [t for t in texts if t]),
-              "Then the arrays no longer correspond to the texts. What is empty was left out "
-              "before; here each text gets its array, if only with the end in it."),
+              "Then the arrays no longer correspond to the texts. Empty documents were left out "
+              "earlier; here each text gets its array, even if it holds only the end token."),
         Wrong("all documents become one array",
               lambda tok, texts: np.concatenate(with_end(tok, texts)),
-              "The writer has to know where a document ends: it counts them, and keeps them whole "
-              "in one split."),
-        Wrong("16 bits are taken for every vocabulary", sixteen_bits,
+              "The writer has to know where a document ends: it counts documents, and keeps each "
+              "one whole in one split."),
+        Wrong("16 bits are used for every vocabulary", sixteen_bits,
               "They hold 65,536 ids. NumPy raises OverflowError for a Python integer that does not "
-              "fit: ask tok.n_vocab first."),
+              "fit: check tok.n_vocab first."),
         Wrong("ids above 65,535 are kept in 16 bits",
               lambda tok, texts: with_end(tok, texts, keep=lambda i: i % 2**16),
-              "Converted by astype, NumPy wraps them round without a word: token 65,536 becomes "
-              "token 0. It shows only when you decode.")),
+              "astype wraps them round without a warning: token 65,536 becomes token 0. You notice "
+              "it only when you decode.")),
     hints=("tok.encode_ordinary(text) knows no special tokens.",
            "np.array(ids + [tok.eot_token], dtype) for each text.",
-           "The type: np.uint16 where tok.n_vocab <= 2**16, else np.uint32.")))
+           "The dtype is np.uint16 where tok.n_vocab <= 2**16, else np.uint32.")))
 
 
 class Pool:
@@ -240,7 +241,7 @@ class Future:
     def __repr__(self): return f"the future of chunk {self.chunk}"
 
 def as_finished(submit, chunks, ahead):
-    "Mistaken: whoever is ready first"
+    "Mistaken: takes whichever is ready first"
     flying = []
     chunks = iter(chunks)
     while True:
@@ -297,20 +298,21 @@ register(Exercise(
     read=lambda result, submit, chunks, ahead: {
         "results": result, "in flight at each wait": submit.seen, "left in flight": submit.now},
     wrongs=(
-        Wrong("results come as they are finished", as_finished,
+        Wrong("results are yielded as they finish", as_finished,
               "The shards then depend on which process was faster: no two runs are alike, and an "
-              "interrupted one cannot say where it was."),
+              "interrupted one cannot tell where it was."),
         Wrong("the newest chunk is waited for first", up_to(lambda n: n, newest=True),
-              "pop takes from the right, where the newest is: a deque's popleft, or pop(0), takes "
-              "the oldest."),
+              "pop takes from the right, where the newest is. A deque's popleft, or a list's "
+              "pop(0), takes the oldest."),
         Wrong("each chunk is waited for at once", one_by_one,
-              "All processes but one are idle: the order is right, the speed is that of one."),
+              "All processes but one are idle: the order is right, but the speed is that of a "
+              "single process."),
         Wrong("the work is done in batches", up_to(lambda n: n, batches=True),
-              "All of a batch are waited for before the next one is submitted: at the end of each "
+              "A whole batch is waited for before the next one is submitted: at the end of each "
               "batch most workers are idle."),
         Wrong("everything is submitted first", all_at_once,
-              "The source is read into memory as fast as it comes: right on a sample, killed for "
-              "lack of memory on the corpus."),
+              "The source is read into memory as fast as it comes: this works on a sample, but on "
+              "the whole corpus the program runs out of memory."),
         Wrong("one chunk too many is in flight", up_to(lambda n: n + 1),
               "It waits when more than `ahead` have been submitted. Wait when there are `ahead` of "
               "them, so with >=, not with >."),
@@ -318,13 +320,13 @@ register(Exercise(
               "It waits one chunk too early: with as many chunks as workers, one of them is "
               "always idle."),
         Wrong("the last chunks are never yielded", up_to(lambda n: n, drain=False),
-              "When the source ends some chunks are still in flight: the corpus loses its end."),
+              "When the source ends, some chunks are still in flight: the corpus loses its end."),
         Wrong("the results come without their chunks", up_to(lambda n: n, results=True),
-              "Whoever writes the results needs the places of the documents, and they are in the "
-              "chunk: yield both.")),
+              "The code that writes the results needs the positions of the documents, and they are "
+              "in the chunk: yield both.")),
     hints=("A deque of (chunk, future): append on the right, popleft on the left.",
            "After each submit: if the deque is as long as `ahead`, take one out and wait for it.",
-           "Behind the loop, empty the deque in the same way.")))
+           "After the loop, empty the deque in the same way.")))
 
 
 def shards_of(
@@ -342,13 +344,14 @@ def shards_of(
     return out + ([np.concatenate(held)] if held else [])
 
 def shards_plain(documents, shard_tokens, more=0, end=0):
-    "All tokens in one list, cut up; `more` tokens too many, cuts up to `end` behind the last token"
+    "All tokens in one list, cut up; `more` tokens too many, cuts up to `end` after the last token"
     flat = [int(i) for d in documents for i in d]
     n = shard_tokens
     return [np.array(flat[i:i + n + more], np.int64) for i in range(0, len(flat) + end, n)]
 
 def rest_lost(documents, shard_tokens, most=0):
-    "Mistaken: of a document that does not fit, no more than `most` tokens go on in the next shard"
+    "Mistaken: of a document that does not fit, no more than `most` tokens continue in the next "
+    "shard"
     out, held = [], []
     for tokens in documents:
         room = shard_tokens - len(held)
@@ -389,23 +392,23 @@ register(Exercise(
     inputs=shard_inputs, oracle=shards_plain, package="gpt2_course.exercises.prepare:shards_of",
     wrongs=(
         Wrong("the rest of a cut document is lost", rest_lost,
-              "What no longer fits must go into the next shard: else each border costs the end of "
-              "a text."),
+              "What no longer fits must go into the next shard; otherwise each shard boundary "
+              "loses the end of a text."),
         Wrong("a document longer than a shard loses its tail",
               lambda docs, n: rest_lost(docs, n, most=n - 1),
-              "The rest may itself be longer than a shard: it takes a loop, not an if. Some "
+              "The rest may itself be longer than a shard, so a loop is needed, not an if. Some "
               "programs crash there, after hours."),
         Wrong("the short last shard is thrown away",
               lambda docs, n: [s for s in shards_plain(docs, n) if len(s) == n],
               "With 100 million tokens per shard that may be a large part of a small corpus."),
         Wrong("an empty shard is written at the end",
               lambda docs, n: shards_plain(docs, n, end=1),
-              "Where the last document fills its shard nothing is left. A loader that meets a "
-              "shard of length 0 may fail."),
+              "Where the last document exactly fills its shard, nothing is left. A loader that "
+              "meets a shard of length 0 may fail."),
         Wrong("each shard repeats the first token of the next",
               lambda docs, n: shards_plain(docs, n, more=1),
-              "A training window needs one token more than the model reads, but the loader sees to "
-              "that: here the token would be in the corpus twice."),
+              "A training window needs one token more than the model reads, but the loader takes "
+              "care of that: here the token would be in the corpus twice."),
         Wrong("a shard ends only where a document ends", at_borders,
               "Then no shard has the size that was asked for, and one long document makes one huge "
               "shard."),
@@ -426,7 +429,7 @@ LETTERS, SHORTEST = 200_000, 100 # in all; of a passage
 
 def surprise(text, held, order=6, doubt=5.0):
     "Loss on `held` of letters counted in `text` after 0 to order - 1 others, in nats per letter"
-    p = [1 / len(set(text + held))] * len(held) # each order leans on the shorter one
+    p = [1 / len(set(text + held))] * len(held) # each order is smoothed with the shorter one
     for k in range(order):
         seen = Counter(text[i:i + k + 1] for i in range(len(text) - k))
         context = Counter(text[i:i + k] for i in range(len(text) - k))
@@ -442,13 +445,13 @@ def worth_reading(fn, seconds):
     held = texts.pop("macbeth")
     passages = fn(dict(texts), LETTERS)
     if not isinstance(passages, (list, tuple)) or not all(isinstance(p, str) for p in passages):
-        raise ValueError("it returns a list of passages, each a str")
+        raise ValueError("it must return a list of passages, each a str")
     total, everything = sum(map(len, passages)), "\0".join(texts.values())
     if total > LETTERS: raise ValueError(f"{total:,} letters were chosen, {LETTERS:,} are allowed")
     for p in passages:
         if len(p) < SHORTEST or p not in everything:
-            raise ValueError(f"a passage has {SHORTEST} letters or more and stands in one of the "
-                             f"documents as it is: {p[:60]!r} …")
+            raise ValueError(f"a passage must have at least {SHORTEST} letters and occur in one "
+                             f"of the documents as it is: {p[:60]!r} …")
     return surprise("\n".join(passages), held)
 
 def fair_parts(texts, letters):
@@ -456,9 +459,9 @@ def fair_parts(texts, letters):
     return [text[:letters // len(texts)] for text in texts.values()]
 
 set_challenge(Challenge(
-    "prepare.choice", "21", "Choose what is worth reading: from all of Shakespeare's works but "
-    "Macbeth (a dict, name -> text) return a list of passages with 200,000 letters in all, each of "
-    "100 letters or more and copied as it stands. A model that counts letters after up to five "
-    "others is made of them, and reads Macbeth.",
+    "prepare.choice", "21", "Choose what is worth reading: from all of Shakespeare's works except "
+    "Macbeth (a dict, name -> text), return a list of passages of at most 200,000 letters in all, "
+    "each of at least 100 letters and copied verbatim. A model that counts letters after up to "
+    "five others is built from them and evaluated on Macbeth.",
     score=worth_reading, plain=fair_parts, to_beat=2.023, unit="nats per letter on Macbeth",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))

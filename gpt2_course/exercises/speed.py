@@ -41,28 +41,29 @@ def spans_of(end, keys):
 least = lambda a, T, block: min(a + block, T)
 
 register(Exercise(
-    "speed.spans", "16", "T queries, the last T of S positions, in blocks: a list of (a, b, n), "
-    "where queries a to b (without b) need the first n keys.",
+    "speed.spans", "16", "T queries, the last T of S positions, are split into blocks: a list of "
+    "(a, b, n), where queries a to b (b excluded) need the first n keys.",
     inputs=spans_shapes, oracle=spans_counted, package="gpt2_course.speed:spans",
     wrongs=(
         Wrong("the past is forgotten", spans_of(least, lambda a, b, T, S: b),
-              "With a cache, S - T positions already lie behind the first query: the model would "
-              "generate without most of its context, and only there."),
+              "With a cache, S - T positions come before the first query: training would work, but "
+              "the model would generate without most of its context."),
         Wrong("every block gets all keys", spans_of(least, lambda a, b, T, S: S),
-              "The result is right and nothing is saved: the mask hides what was computed."),
+              "The result is right, but nothing is saved: the mask hides scores that were "
+              "computed."),
         Wrong("the keys end where the block begins",
               spans_of(least, lambda a, b, T, S: S - T + a),
               "A query sees itself and the others of its block before it. Without a past the first "
               "block would have no key at all, and its softmax would be 0 / 0."),
         Wrong("the last block is as long as the others",
               spans_of(lambda a, T, block: a + block, lambda a, b, T, S: S - T + b),
-              "PyTorch cuts slices beyond the end silently, so it seems to work; a kernel that "
-              "writes there would write into foreign memory."),
+              "PyTorch cuts slices beyond the end silently, so it seems to work; a kernel would "
+              "write past the end of its tensor."),
         Wrong("the queries left over at the end get no block",
               lambda T, S, block: [(a, a + block, S - T + a + block)
                                    for a in range(0, T - block + 1, block)],
-              "When T is no multiple of the block, the last queries are never answered. They need "
-              "a shorter block of their own."),
+              "When T is not a multiple of the block size, the last queries are never answered. "
+              "They need a shorter block of their own."),
         Wrong("the keys stop one short",
               spans_of(least, lambda a, b, T, S: S - T + b - 1),
               "The last query of a block is b - 1 and sees itself too: that makes S - T + b keys, "
@@ -130,8 +131,9 @@ def every_row(p, hot): # mistaken: p[:, targets] -= 1
     return torch.where(hot.sum(0) > 0, p - 1, p)
 
 register(Exercise(
-    "speed.chunk_gradient", "16", "Logits (n, V) and targets (n,): the loss of each row, (n,), and "
-    "the gradient of each row's loss with respect to its logits, (n, V). Logits may be large.",
+    "speed.chunk_gradient", "16", "From logits (n, V) and targets (n,), the loss of each row, "
+    "(n,), and the gradient of each row's loss with respect to its logits, (n, V). Logits may be "
+    "large.",
     inputs=chunk_inputs, oracle=chunk_numpy, package="gpt2_course.speed:chunk_gradient",
     wrongs=(
         Wrong("the one-hot is not subtracted", chunk_wrong(lambda p, hot: p),
@@ -143,7 +145,7 @@ register(Exercise(
               "That gives the mean of each chunk: a shorter last chunk, or one with ignored "
               "targets, would count too much, and the gradient would depend on the chunk size."),
         Wrong("the softmax is written as exp(z) / sum(exp(z))", from_exp,
-              "exp of 89 is too large for float32, and infinity by infinity is not a number. It "
+              "exp of 89 is too large for float32, and infinity divided by infinity is NaN. This "
               "happens when a model becomes confident, hours into a run. Subtract the highest "
               "logit first, or use log_softmax."),
         Wrong("the log of the sum is taken of exp(z), with nothing subtracted", from_log_of_sum,
@@ -154,7 +156,7 @@ register(Exercise(
               "infinite exactly where the model is most wrong. log_softmax never forms the "
               "probability."),
         Wrong("1 is subtracted in the targets' columns of every row", chunk_wrong(every_row),
-              "p[:, targets] -= 1 picks whole columns. Row i has its own target alone: "
+              "p[:, targets] -= 1 picks whole columns. Row i has only its own target: "
               "p[torch.arange(n), targets] -= 1."),
         Wrong("the losses are averaged",
               chunk_wrong(lambda p, hot: p - hot, lambda loss: loss.mean()),
@@ -166,8 +168,8 @@ register(Exercise(
               "down by their probabilities, so that a row of the gradient sums to 0."),
         Wrong("the softmax runs over the rows",
               chunk_wrong(lambda p, hot: p - hot, dim=0),
-              "A probability is a token's share among all tokens of its own row: the softmax runs "
-              "over the last dimension.")),
+              "The probabilities of all tokens in a row must sum to 1: the softmax runs over the "
+              "last dimension.")),
     hints=("The loss is logsumexp(z) - z[target].",
            "The derivative of logsumexp with respect to z_j is p_j.",
            "log_softmax gives both: -logp[target], and exp(logp) minus one at the target."),
@@ -184,7 +186,7 @@ def hide_numpy(logits, V):
     return out
 
 def read_hidden(result, logits, V):
-    "Tokens' logits as they are, and padding's shares of the softmax, whatever number hides it"
+    "Tokens' logits as they are, and padding's probabilities, whatever number hides it"
     z = numbers(result)
     if z is not None and z.shape == tuple(logits.shape) and z.dtype.kind == "f":
         z = torch.from_numpy(z.copy())
@@ -223,19 +225,20 @@ def times_zero(logits, V): # mistaken: -inf by way of a product
     return logits + (torch.arange(logits.size(1)) >= V) * -torch.inf
 
 register(Exercise(
-    "speed.hide", "16", "Logits (n, Vp), of which the first V columns are tokens: logits of the "
-    "same shape, in which padding has a probability of exactly 0. They may be changed in place.",
+    "speed.hide", "16", "From logits (n, Vp), whose first V columns are tokens, logits of the same "
+    "shape in which padding has a probability of exactly 0. They may be changed in place.",
     inputs=hide_inputs, oracle=hide_numpy, package="gpt2_course.speed:hide",
     read=read_hidden,
     wrongs=(
         Wrong("padding is set to 0", hide_from(lambda V: V, 0.0),
-              "exp(0) = 1: at the start of a run padding would have as much probability as every "
-              "token, and the loss would begin at the logarithm of the padded size."),
+              "exp(0) = 1: at the start of a run each padding column would have as much "
+              "probability as a token, and the loss would begin at the logarithm of the padded "
+              "size."),
         Wrong("padding is set to a number that is not low enough", hide_from(lambda V: V, -100.0),
               "The mask leaks: where all logits of a row are lower than this number, padding gets "
               "nearly all the probability. Only -inf is lower than any logit; -1e9 or "
               "torch.finfo(torch.float32).min is low enough in practice."),
-        Wrong("the first padding column is left", hide_from(lambda V: V + 1, -torch.inf),
+        Wrong("the first padding column is not hidden", hide_from(lambda V: V + 1, -torch.inf),
               "Columns are counted from 0: token V - 1 is the last, column V the first padding."),
         Wrong("the last token is hidden as well", hide_from(lambda V: V - 1, -torch.inf),
               "Its loss is infinite as soon as it occurs: in GPT-2's vocabulary the last token "
@@ -248,18 +251,18 @@ register(Exercise(
               "The mask is the wrong way round: [:, V:] are the padding columns, [:, :V] the "
               "tokens."),
         Wrong("probabilities are returned", shares_of,
-              "The loss takes logits and makes its own softmax: a softmax of a softmax is nearly "
+              "The loss takes logits and applies its own softmax: a softmax of a softmax is nearly "
               "flat, and the model hardly learns."),
         Wrong("the mask is multiplied by -inf", times_zero,
-              "0 times infinity is not a number: every token becomes NaN. Use masked_fill, "
+              "0 times infinity is NaN, and so is the logit of every token. Use masked_fill, "
               "torch.where or an assignment to the columns."),
         Wrong("rows are hidden, not columns", hide_rows,
               "logits[V:] are the rows from V on. The vocabulary is the second dimension: "
               "logits[:, V:]."),
         Wrong("nothing is hidden", lambda logits, V: logits,
-              "Padding then takes part in every softmax, and its rows of the table are pushed "
-              "about by gradients.")),
-    hints=("Which number has an exp of 0?", "Column V is the first padding column.",
+              "Padding then takes part in every softmax, and gradients change its rows of the "
+              "embedding table.")),
+    hints=("For which number is exp equal to 0?", "Column V is the first padding column.",
            "logits[:, V:] = -torch.inf"),
     excused={"batch": "the loss hands over its rows flattened to (n, Vp)"}))
 
@@ -276,7 +279,7 @@ def same_as_attend(fn):
             y = [t.clone().requires_grad_() for t in x]
             out = f(*y)
             if not isinstance(out, torch.Tensor) or out.shape != dO.shape:
-                raise ValueError(f"for q, k and v of shape {shape}, fn returns no such tensor")
+                raise ValueError(f"for q, k and v of shape {shape}, fn must return such a tensor")
             if not out.requires_grad: raise ValueError("the result has no gradient")
             rows.append([out.detach(), *torch.autograd.grad(out, y, dO, allow_unused=True)])
         for name, mine, right in zip(("result", "gradient of q", "gradient of k", "gradient of v"),
@@ -342,9 +345,8 @@ def blocks_by_hand(q, k, v):
     return BlocksByHand.apply(q, k, v, 64)
 
 set_challenge(Challenge(
-    "speed.attention", "16", "The fastest causal attention on one thread of a processor: "
-    "fn(q, k, v) with tensors (B, nh, T, hs) in float32 equals attend, gradients included. The "
-    "score is how many times as fast as the package's blocked it is, forward and backward at "
-    "(1, 4, 512, 64).",
+    "speed.attention", "16", "The fastest causal attention on one CPU thread: fn(q, k, v) takes "
+    "float32 tensors (B, nh, T, hs) and must equal attend, gradients included. The score is its "
+    "speed relative to the package's blocked, forward and backward at (1, 4, 512, 64).",
     score=times_faster, plain=blocks_by_hand, to_beat=1.25, unit="times as fast as blocked",
     measured="two cores of an AMD EPYC, one thread, November 2026", lower=False, seconds=10))

@@ -58,7 +58,7 @@ def deal(batch_tokens, T, world, micro_batch):
 def batches_of(
     seed:int,
 ) -> list: # of (batch_tokens, T, world, micro_batch)
-    "Several processes, one, a step of less than a micro-batch, of exactly one, of one row"
+    "Several processes, one, a step smaller than a micro-batch, exactly one, a single row"
     rng = np.random.default_rng(seed)
     return [(2**17, 1024, 4, 8), (2**17, 1024, 1, 16), (4096, 128, 2, 64),
             (128 * 6 * int(rng.integers(2, 6)), 64, 2, 3), (2**15, 64, 8, 64), (256, 256, 1, 4)]
@@ -75,38 +75,40 @@ def rows_of(b, T, w): return b // (T * w)
 register(Exercise(
     "trainer.split_batch", "20", "(rows of a micro-batch, micro-batches per step) in each process, "
     "for a step of batch_tokens over all processes; micro_batch is the largest number of rows that "
-    "a process computes at once. What does not divide need not be handled.",
+    "a process computes at once. You may assume that the numbers divide evenly.",
     inputs=batches_of, oracle=deal, package="gpt2_course.trainer:split_batch",
     wrongs=(
         Wrong("the number of processes is forgotten", small_steps(lambda b, T, w: b // T),
               "Each process does the whole step: with eight GPUs the effective batch is eight "
-              "times as large, at the price of all of them."),
+              "times as large, and a step takes as long as on one."),
         Wrong("the micro-batches of all processes are counted",
               lambda b, T, w, B: (min(B, rows_of(b, T, w)), b // (T * min(B, rows_of(b, T, w)))),
-              "The rows are shared among the processes, and so are the micro-batches: each does "
+              "The rows are divided among the processes, and so are the micro-batches: each does "
               "`world` times too many."),
         Wrong("a step is always a single micro-batch", lambda b, T, w, B: (B, 1),
-              "One micro-batch in each process, whatever was asked for: on one GPU the step is a "
-              "fraction of the recipe's, and the loss gets stuck."),
+              "Each process then computes one micro-batch, whatever batch_tokens says: on one GPU "
+              "the batch is a fraction of the recipe's, and the loss stalls."),
         Wrong("all rows are computed at once", lambda b, T, w, B: (rows_of(b, T, w), 1),
-              "micro_batch is what fits into memory. A step of many rows runs out of it: take "
+              "micro_batch is what fits into memory. A step of many rows does not fit at once: use "
               "several micro-batches."),
-        Wrong("the rows of a micro-batch are shared among the processes",
+        Wrong("the rows of a micro-batch are divided among the processes",
               lambda b, T, w, B: (n := min(max(1, B // w), rows_of(b, T, w)),
                                   rows_of(b, T, w) // n),
-              "micro_batch is what each process computes at once. Divided by their number, every "
-              "GPU is half empty and makes more passes."),
+              "micro_batch is what each process computes at once. Divided by the number of "
+              "processes, it leaves every GPU partly idle and takes more passes."),
         Wrong("rows are counted, not tokens", small_steps(lambda b, T, w: b // w),
-              "batch_tokens counts tokens; a row has T of them. The step takes T times as long."),
+              "batch_tokens counts tokens; a row has T of them. The step becomes T times as "
+              "large."),
         Wrong("a step smaller than a micro-batch is not handled",
               lambda b, T, w, B: (B, b // (T * w * B)),
-              "Zero micro-batches: a step that reads nothing, and 0/0 in the loss."),
-        Wrong("the two numbers are exchanged",
+              "The number of micro-batches becomes 0: the step reads nothing, and its loss is 0 / "
+              "0."),
+        Wrong("the two numbers are swapped",
               lambda b, T, w, B: small_steps(rows_of)(b, T, w, B)[::-1],
-              "The rows come first. Exchanged, the step has the right number of tokens, but a "
-              "micro-batch may no longer fit into memory.")),
-    hints=("A row in each process is T * world tokens.",
-           "If the step has fewer rows than micro_batch for each process, take those.",
+              "The rows come first. If they are swapped, the step has the right number of tokens, "
+              "but a micro-batch may no longer fit into memory.")),
+    hints=("One row in each process makes T * world tokens.",
+           "If the step has fewer rows per process than micro_batch, take only those.",
            "rows = batch_tokens // (T * world); B = min(micro_batch, rows); (B, rows // B)")))
 
 
@@ -139,22 +141,25 @@ def counted(rule): # weights from another count, divided by their sum
     return fn
 
 register(Exercise(
-    "trainer.shares", "20", "Weights of the micro-batches' mean losses, (n,) floats, so that every "
-    "token that counts (y is not -1) has the same weight in the step; world is one process.",
+    "trainer.shares", "20", "The weights of the micro-batches' mean losses, (n,) floats, chosen so "
+    "that every token that counts (y is not -1) has the same weight in the step; world is one "
+    "process.",
     inputs=padded_batches, oracle=shares_numpy, package="gpt2_course.trainer:shares",
     excused={"ignore world": "the task is for one process: a larger world would need real ones"},
     wrongs=(
-        Wrong("every micro-batch weighs the same",
+        Wrong("every micro-batch has the same weight",
               lambda b, w: torch.full((len(b),), 1 / len(b)),
-              "Right for full rows only. Here two real tokens count as much as eleven."),
+              "This is right for full rows only. Here two real tokens count as much as eleven."),
         Wrong("padding is counted too", counted(lambda y: y.numel()),
-              "A micro-batch of padding takes its share of the step and gives nothing."),
+              "A micro-batch of padding then has a weight although it contributes nothing, so the "
+              "real tokens count too little."),
         Wrong("token 0 is taken for padding", counted(lambda y: (y > 0).sum()),
-              "Ids count from 0: token 0 is an ordinary one, and only -1 is none. Ask for y >= 0."),
+              "Ids count from 0: token 0 is an ordinary one, and only -1 marks padding. Use y >= "
+              "0."),
         Wrong("the padding is counted instead of the tokens",
               lambda b, w: (n := torch.tensor([float((y == -1).sum()) for _, y in b]))
               / n.sum().clamp(min=1),
-              "The emptiest micro-batch then weighs most: the condition is the wrong way round."),
+              "The emptiest micro-batch then gets the largest weight: the condition is inverted."),
         Wrong("the weights are counts", lambda b, w: real(b),
               "They must add up to 1, or the gradient grows with the number of tokens."),
         Wrong("each count is divided by the size of its own micro-batch",
@@ -162,13 +167,13 @@ register(Exercise(
               "That says how full a micro-batch is, not what part of the step it holds; the "
               "weights must add up to 1 over all micro-batches."),
         Wrong("the weights are relative to the largest", lambda b, w: real(b) / real(b).max(),
-              "The step is then too long by a factor that changes from step to step."),
+              "The gradient is then too large by a factor that changes from step to step."),
         Wrong("the weights average to 1", lambda b, w: len(b) * real(b) / real(b).sum(),
-              "The weighted losses are added, not averaged again: the gradient would be as many "
-              "times too long as there are micro-batches."),
+              "The weighted losses are added, not averaged again: the gradient would be too large "
+              "by a factor of the number of micro-batches."),
         Wrong("the counts go through a softmax", lambda b, w: real(b).softmax(0),
-              "Softmax makes e times more of each further token: the fullest micro-batch gets "
-              "nearly everything. Divide by the sum.")),
+              "In a softmax each further token multiplies a weight by e: the fullest micro-batch "
+              "gets nearly all the weight. Divide by the sum.")),
     hints=("A mean loss times its number of targets is a sum over tokens.",
            "(y >= 0).sum() counts the targets of a micro-batch.",
            "counts / counts.sum(), as floats")))
@@ -185,51 +190,52 @@ def validated(
 def schedules(
     seed:int,
 ) -> list: # of (every, steps)
-    "An end that is a multiple, one that is none, a run shorter than `every`, one of a single step"
+    "An end that is a multiple, one that is not, a run shorter than `every`, one of a single step"
     rng = np.random.default_rng(seed)
     return [(20, 60), (25, int(rng.integers(61, 75))), (100, int(rng.integers(20, 40))), (7, 20),
             (10, 10), (5, 1)]
 
 def by_walking(every, steps):
-    "Walk in strides; the goal is a stop of its own"
+    "Go forward in strides; the end is a stop of its own"
     stops, at = [], 0
     while at < steps: stops, at = [*stops, at], at + every
     return [*stops, steps]
 
 register(Exercise(
-    "trainer.validated", "20", "After how many finished steps the model is validated: 0, the "
-    "multiples of every, and the last one; ascending, each once.",
+    "trainer.validated", "20", "The numbers of finished steps after which the model is validated: "
+    "0, the multiples of `every`, and the last one; in ascending order, each once.",
     inputs=schedules, oracle=by_walking, package="gpt2_course.exercises.trainer:validated",
     wrongs=(
         Wrong("the last step is missing unless it is a multiple",
               lambda e, n: list(range(0, n + 1, e)),
-              "The number that everyone asks for, the loss at the end, was never computed."),
+              "The final loss, the number that everyone asks for, is never computed."),
         Wrong("the last step is missing even where it is a multiple",
               lambda e, n: list(range(0, n, e)),
-              "range stops before its end: after the last step, finished step `steps`, nothing is "
-              "validated."),
+              "range stops before its end: after the last step, with `steps` finished, the model "
+              "is not validated."),
         Wrong("a last step that is a multiple is listed twice",
               lambda e, n: [*range(0, n + 1, e), n],
               "The model is validated twice at the end, and the log has two rows for one step."),
         Wrong("the last step is taken for steps - 1",
               lambda e, n: [s for s in range(n) if s % e == 0 or s == n - 1],
               "Finished steps are counted from 0 to `steps`. This validates before the last step, "
-              "and not after it."),
+              "not after it."),
         Wrong("the untrained model is not validated",
               lambda e, n: [s for s in by_walking(e, n) if s],
-              "ln V at step 0 is the cheapest test of all; a wrong initialisation goes unseen."),
-        Wrong("the steps are counted from 0 while they run",
+              "A loss of ln V at step 0 is the cheapest test of all; without it a wrong "
+              "initialisation goes unnoticed."),
+        Wrong("the condition tests the running step, not the finished steps",
               lambda e, n: [s + 1 for s in range(n) if s % e == 0 or s == n - 1],
-              "It validates after 1, every + 1 … finished steps: the axis is off by one, and a "
+              "This validates after 1, every + 1 … finished steps: the axis is off by one, and a "
               "checkpoint of step 250 carries the loss of step 251."),
         Wrong("only the beginning and the end are validated", lambda e, n: [0, n],
-              "`and` in place of `or`, or a forgotten condition: the curve has two points."),
+              "The multiples of `every` are missing: the curve has only two points."),
         Wrong("every step is validated", lambda e, n: list(range(n + 1)),
               "A validation costs as much as many steps: most of the run would be spent on it."),
         Wrong("the condition can never hold",
               lambda e, n: [s for s in range(n + 1) if s % e == e],
               "A remainder is smaller than its divisor. A well-known script had this line, and "
-              "never validated.")),
+              "never ran its validation.")),
     hints=("Count finished steps: 0 before the first one, steps after the last.",
            "Two reasons to validate: a multiple of every, or the end.",
            "[s for s in range(steps + 1) if s % every == 0 or s == steps]")))
@@ -271,38 +277,40 @@ def per_token(weights, attention, devices=lambda w: w, scale=1.0, length=lambda 
         weights * N + attention * (L if layers else 1) * length(T) * C) / (peak * devices(w))
 
 register(Exercise(
-    "trainer.mfu", "20", "Fraction of the devices' peak that training uses, from the tokens per "
-    "second of all processes together; attention counts in full, as if nothing were masked.",
+    "trainer.mfu", "20", "The fraction of the devices' peak that training uses, from the tokens "
+    "per second of all processes together; attention counts in full, as if nothing were masked.",
     inputs=speeds, oracle=by_parts, package="gpt2_course.exercises.trainer:mfu", rtol=1e-5,
     atol=1e-12,
     wrongs=(
         Wrong("only the forward pass is counted", per_token(2, 4),
               "Backward computes two gradients, of inputs and of weights: twice the work. The MFU "
-              "looks three times too low."),
+              "comes out three times too low."),
         Wrong("backward is taken to cost as much as forward", per_token(4, 8),
               "Each product of the forward pass needs two in the backward pass: a gradient for its "
-              "input and one for its weight. The MFU looks a third too low."),
+              "input and one for its weight. The MFU comes out a third too low."),
         Wrong("a multiplication and its addition count as one", per_token(3, 6),
-              "Data sheets count both, so the peak does: two FLOPs for each weight and token. The "
-              "MFU looks half as high as it is."),
+              "Data sheets count both, and so does the peak: two FLOPs for each weight and token. "
+              "The MFU comes out at half its value."),
         Wrong("attention is left out", per_token(6, 0),
-              "For long rows it is a good part of the work; the MFU falls with T though the "
+              "For long rows it is a good part of the work; the MFU would fall with T although the "
               "device is as busy as before."),
         Wrong("attention is counted half, as for a causal mask", per_token(6, 6),
-              "Either for the causal mask, as some papers do, where the usual convention (PaLM) "
-              "counts in full; or for the scores alone, without the weighted sum of the values."),
+              "Either the causal mask is taken into account, as in some papers, whereas the usual "
+              "convention (PaLM) counts in full; or only the scores are counted, without the "
+              "weighted sum of the values."),
         Wrong("attention is counted for a whole row, not for one token",
               per_token(6, 12, length=lambda T: T * T),
               "T^2 dot products belong to a row of T tokens: each token has T of them. The MFU "
               "exceeds 100 %."),
         Wrong("attention is counted for one layer only", per_token(6, 12, layers=False),
               "Every layer has its own attention: 12 L T C for L layers."),
-        Wrong("all tokens are set against one device", per_token(6, 12, devices=lambda w: 1),
-              "Eight GPUs then reach 300 %."),
+        Wrong("all tokens are divided by the peak of one "
+              "device", per_token(6, 12, devices=lambda w: 1),
+              "With eight GPUs the MFU can then reach 300 %."),
         Wrong("the number of devices divides twice", per_token(6, 12, devices=lambda w: w * w),
               "Either divide the tokens by the devices or multiply the peak by them. Both together "
               "make eight GPUs look eight times worse."),
-        Wrong("it is given in per cent", per_token(6, 12, scale=100.0),
+        Wrong("the result is in per cent", per_token(6, 12, scale=100.0),
               "The log's mfu is a fraction from 0 to 1.")),
     hints=("A multiplication and an addition for each weight and token: 2 N forward.",
            "Attention: 4 L T C forward. Backward is twice forward, so three times in all.",
@@ -315,12 +323,12 @@ TOKENS, ROW = 2**18, 64 # letters that are read; letters of a row
 
 def follow(recipe, texts, held):
     "Train a small model by a recipe; its loss on text that it never reads, in nats per letter"
-    if not isinstance(recipe, dict): raise ValueError("it returns a dict")
+    if not isinstance(recipe, dict): raise ValueError("it must return a dict")
     batch_tokens = recipe.get("batch_tokens", 4096)
     o = from_dict(OptimConfig, {k: v for k, v in recipe.items() if k != "batch_tokens"},
                   where="your recipe")
     if type(batch_tokens) is not int or batch_tokens % ROW or not 256 <= batch_tokens <= TOKENS:
-        raise ValueError(f"batch_tokens is a multiple of {ROW} from 256 to {TOKENS}")
+        raise ValueError(f"batch_tokens must be a multiple of {ROW} from 256 to {TOKENS}")
     tok = CharTokenizer("".join(texts) + held)
     ids = lambda text: np.array(tok.encode(text), np.uint16)
     torch.manual_seed(0)

@@ -72,37 +72,37 @@ def running_total(w, batches):
 
 register(Exercise(
     "training.accumulated_gradient", "13", "The gradient of the mean loss over all micro-batches, "
-    "by one backward for each; w.grad is returned.",
+    "with one backward pass for each; return w.grad.",
     inputs=weights_and_batches, oracle=gradient_numpy,
     package="gpt2_course.exercises.training:accumulated_gradient",
     wrongs=(
         Wrong("the loss is not divided by the number of micro-batches", scaled(lambda b: 1),
-              "The gradient is as many times too long: the logged norm jumps and clipping cuts "
-              "every step. Otherwise AdamW hides it."),
+              "The gradient is too large by that factor: the logged norm jumps, and clipping cuts "
+              "every step. Apart from that, AdamW hides the mistake."),
         Wrong("only the last micro-batch counts, with a fraction of its weight",
               scaled(len, forget=True),
-              "zero_grad belongs before the first micro-batch, and backward into the loop, once "
+              "zero_grad belongs before the first micro-batch, and backward inside the loop, once "
               "for each micro-batch. Otherwise the work on all but the last is lost."),
         Wrong("only the last micro-batch counts, with its full weight",
               scaled(lambda b: 1, forget=True),
-              "The others are computed and thrown away: the step costs much and sees little. "
+              "The others are computed and thrown away: the step is expensive and uses few rows. "
               "Let all of them add to the gradient, and divide each loss by their number."),
         Wrong("only the first micro-batch is used", scaled(len, only_first=True),
-              "The return stands inside the loop, so the loop ends after its first round. The "
+              "The return stands inside the loop, so the loop ends after its first iteration. The "
               "other micro-batches are never seen."),
         Wrong("the loss is divided by the number of rows", scaled(lambda b: len(b) * len(b[0][1])),
-              "cross_entropy has divided by the rows of its micro-batch already; divide by the "
-              "number of micro-batches."),
+              "cross_entropy has already divided by the number of rows in its micro-batch; divide "
+              "by the number of micro-batches."),
         Wrong("the losses of the rows are summed, not averaged", scaled(len, reduction="sum"),
-              "The gradient is n times too long for micro-batches of n rows. A larger micro-batch "
+              "The gradient is n times too large for micro-batches of n rows. A larger micro-batch "
               "then means larger steps."),
         Wrong("it is divided by the number of micro-batches twice",
               lambda w, batches: scaled(len)(w, batches) / len(batches),
               "Divide the losses or divide the gradient, not both: the more you accumulate, the "
               "less the model learns."),
         Wrong("backward runs over the sum of all losses so far", running_total,
-              "The first loss is then differentiated in every round, the last one once. backward "
-              "adds to w.grad by itself: give it the loss of this micro-batch alone.")),
+              "The first loss is then differentiated in every iteration, the last one only once. "
+              "backward adds to w.grad by itself: give it the loss of this micro-batch alone.")),
     hints=("backward adds to w.grad: you need not sum anything by hand.",
            "The mean of n equal-sized means is their sum divided by n: divide each loss.",
            "`for x, y in batches: (F.cross_entropy(x @ w, y) / len(batches)).backward()`"),
@@ -172,24 +172,25 @@ register(Exercise(
               "A small last batch weighs as much as a full one: the loss depends on how the text "
               "was cut into batches."),
         Wrong("the batches' means are weighted by their rows, ignored targets included", by_rows,
-              "A batch counts by the targets that it has. One with much padding would weigh as "
+              "A batch should count by its number of targets. Here one with much padding weighs as "
               "much as one without."),
         Wrong("ignored targets are counted in the divisor",
               summed(lambda batches: sum(y.numel() for _, y in batches)),
-              "The loss looks better the more padding there is."),
+              "The more padding there is, the better the loss looks."),
         Wrong("the target -1 is read as the last token",
               lambda batches: float(torch.cat([-z.log_softmax(-1)[range(len(y)), y]
                                                for z, y in batches]).mean()),
-              "Python counts -1 from the end: padding is scored as if it were a word."),
+              "Python counts -1 from the end: padding is scored as if it were a token."),
         Wrong("the sum is divided by the number of batches", summed(len),
               "The number grows with the batch size and cannot be compared with ln V."),
         Wrong("the sum is not divided at all", summed(lambda batches: 1),
               "The number grows with the text. Two evaluations are comparable only per token."),
-        Wrong("the last batch counts alone", lambda batches: mean_of(*counting(batches)[-1]),
-              "The loss of a few rows shakes. All batches together are the evaluation."),
+        Wrong("only the last batch counts", lambda batches: mean_of(*counting(batches)[-1]),
+              "The loss of a few rows is noisy. The evaluation should use all batches."),
         Wrong("the logarithm is taken of the softmax", by_softmax,
               "Where the target is far behind, its probability underflows to 0, and -log 0 is "
-              "infinite. log_softmax, which F.cross_entropy uses, subtracts before it divides.")),
+              "infinite. log_softmax, which F.cross_entropy uses, subtracts log-sum-exp from the "
+              "logit instead.")),
     hints=("Add up two things over the batches: the loss, and the number of tokens it comes from.",
            '`reduction="sum"` and `ignore_index=-1` do the first; `(y != -1).sum()` is the second.',
            "Divide once, at the very end.")))
@@ -240,8 +241,8 @@ def moving(start=lambda v: 0.0, keep=lambda b: b, divisor=corrected, feed=False,
 
 
 register(Exercise(
-    "training.smoothed", "13", "An exponential moving average with bias correction: as many "
-    "numbers as values.", inputs=curves, oracle=smoothed_numpy,
+    "training.smoothed", "13", "The exponential moving average of values, with bias correction: "
+    "one number for each value.", inputs=curves, oracle=smoothed_numpy,
     package="gpt2_course.exercises.training:smoothed",
     wrongs=(
         Wrong("the bias is not corrected", moving(divisor=uncorrected),
@@ -249,23 +250,24 @@ register(Exercise(
               "rises before it falls."),
         Wrong("the average starts at the first value, in place of a correction",
               moving(start=lambda v: v[0], divisor=uncorrected),
-              "The first loss, the largest of all, keeps more weight than its age allows and holds "
-              "the curve up for long."),
+              "The first loss, the largest of all, keeps more weight than its age allows and keeps "
+              "the curve too high for a long time."),
         Wrong("the average starts at the first value and is corrected as well",
               moving(start=lambda v: v[0]),
-              "The correction makes up for a start at 0. After another start it counts the first "
+              "The correction makes up for a start at 0. After any other start it counts the first "
               "value several times: the curve begins far too high."),
-        Wrong("beta and 1 - beta are exchanged", moving(keep=lambda b: 1 - b),
-              "A beta of 0.9 then hardly smooths: the new value gets nine tenths."),
+        Wrong("beta and 1 - beta are swapped", moving(keep=lambda b: 1 - b),
+              "A beta of 0.9 then hardly smooths: the new value gets a weight of nine tenths."),
         Wrong("the new value is not weighted by 1 - beta", moving(new=lambda b: 1.0),
               "The weights then add up to 1 / (1 - beta), not to 1: for a beta of 0.9 the curve is "
               "ten times too high."),
         Wrong("the corrected value is fed back into the average", moving(feed=True),
-              "Each step corrects what was corrected before: the curve flies away."),
+              "Each step corrects what has been corrected before, so the curve rises far too "
+              "high."),
         Wrong("the correction is the same for every step, 1 - beta",
               moving(divisor=lambda b, t: 1 - b),
-              "That is right for the first value only. After t values the weights add up to "
-              "1 - beta**t, which goes to 1."),
+              "That is right for the first value only. After t values the weights add up to 1 - "
+              "beta**t, which approaches 1."),
         Wrong("the correction counts one step too many",
               moving(divisor=lambda b, t: 1 - b**(t + 1)),
               "After the first value the weights add up to 1 - beta, so t is 1 there. With t + 1 "
@@ -274,7 +276,7 @@ register(Exercise(
               lambda values, beta: [float(np.mean(values[:t + 1])) for t in range(len(values))],
               "Old values count as much as new ones, and beta is not used: late in a run the curve "
               "no longer moves.")),
-    hints=("Keep one number m: beta of the old m, 1 - beta of the new value.",
+    hints=("Keep one number m: beta times the old m plus 1 - beta times the new value.",
            "m starts at 0, so after t values its weights add up to 1 - beta**t only.",
            "Append `m / (1 - beta**t)`, t counted from 1, and leave m itself uncorrected.")))
 
@@ -332,8 +334,8 @@ def over_all(rows, steps): # a least-squares line through every row
     return float((steps - step[-1]) * np.polyfit(step, seconds, 1)[0])
 
 register(Exercise(
-    "training.time_left", "13", "Seconds left of a run of `steps` steps, at the pace between the "
-    "first and the last of the given rows (keys step and seconds).",
+    "training.time_left", "13", "The seconds left in a run of `steps` steps, at the pace between "
+    "the first and the last of the given rows (keys step and seconds).",
     inputs=logs, oracle=rest_of_line, package="gpt2_course.exercises.training:time_left",
     wrongs=(
         Wrong("the slow start is part of the pace",
@@ -342,16 +344,16 @@ register(Exercise(
               "Compiling and filling caches happen once; an estimate that counts them is far too "
               "long at first."),
         Wrong("it is the time of the whole run", other_rest(lambda rows, steps: steps),
-              "Steps that are done take no more time: count the steps that are left."),
+              "Finished steps take no more time: count only the steps that are left."),
         Wrong("the steps left are counted from the first row",
               other_rest(lambda rows, steps: steps - rows[0]["step"]),
-              "The newest row says where the run is now. Counted from the oldest, the steps in "
-              "between are waited for twice."),
+              "The newest row says where the run is now. Counted from the oldest, the finished "
+              "steps in between are included again."),
         Wrong("the steps left are one too few",
               other_rest(lambda rows, steps: steps - rows[-1]["step"] - 1),
               "A row's step is the number of steps that are finished, so steps - step are left. A "
               "finished run would have a negative time left."),
-        Wrong("it is the clock at the end of the run, not the time until then",
+        Wrong("it is the clock time at the end of the run, not the time until then",
               lambda rows, steps: rows[-1]["seconds"] + time_left(rows, steps),
               "The seconds so far have passed already. Subtract them, or do not add them."),
         Wrong("the pace is that of the last interval alone",
@@ -359,13 +361,13 @@ register(Exercise(
               "One interval is noisy. The task asks for the pace from the first row to the last; "
               "the caller chooses how far back that is."),
         Wrong("the pace is a line fitted to all rows", over_all,
-              "A good idea, and another one: rows in the middle then change the result. Asked for "
-              "is the pace between the two ends."),
-        Wrong("a row is taken for a step", interval_as_step,
-              "Rows come every log_every steps; the estimate is too long by that factor."),
-        Wrong("the pace is upside down", upside_down,
-              "Steps per second times steps is no time: check the units.")),
-    hints=("Pace in seconds per step: the difference of two clocks over the difference of two "
+              "This is a sensible method, but a different one: rows in the middle then change the "
+              "result. The task asks for the pace between the two ends."),
+        Wrong("each row is counted as one step", interval_as_step,
+              "Rows are logged every log_every steps, so the estimate is too long by that factor."),
+        Wrong("the pace is inverted", upside_down,
+              "Steps per second times steps is not a time: check the units.")),
+    hints=("Pace in seconds per step: the difference of the seconds over the difference of the "
            "steps.",
            "Use the keys step and seconds of `rows[0]` and `rows[-1]`.",
            "(steps - last step) * (last seconds - first seconds) / (last step - first step)"),
@@ -377,7 +379,7 @@ MOST = 120_000 # parameters
 
 @functools.cache
 def letters():
-    "Three tragedies to learn from and Macbeth past its list of persons, as ids; how many there are"
+    "Three tragedies for training and Macbeth after its cast list, as ids; and the vocabulary size"
     plays = [packaged(f"shakespeare/{n}.txt").read_text(encoding="utf-8")
              for n in ("hamlet", "othello", "king_lear", "macbeth")]
     tok = CharTokenizer("".join(plays))

@@ -46,16 +46,17 @@ def no_itself(s, q): return s.masked_fill(~past(q).tril(-1), -torch.inf).softmax
 def shares_by(fn): return lambda q, k: fn(scores(q, k), q)
 
 register(Exercise(
-    "viz.attention_shares", "14", "The weights of causal attention: (B, nh, T, hs) queries and "
-    "keys to (B, nh, T, T), each row sums to one.",
+    "viz.attention_shares", "14", "The (B, nh, T, T) weights of causal attention, from (B, nh, T, "
+    "hs) queries and keys; each row sums to one.",
     inputs=pairs_of, oracle=shares_numpy, package="gpt2_course.viz:attention_shares",
     wrongs=(
         Wrong("the future is set to zero after the softmax", shares_by(mask_after),
               "Rows no longer sum to one: a part of the attention went to the future and is lost."),
         Wrong("the future is set to zero after the softmax, then each row is divided by its sum",
               shares_by(divided_again),
-              "On paper that is right. But where a score of the future is far ahead, all of the "
-              "past underflows to 0 in the softmax, and 0/0 is NaN. Hide before you divide."),
+              "On paper that is right. But where a score of the future is far above the others, "
+              "all of the past underflows to 0 in the softmax, and 0/0 is NaN. Hide before you "
+              "divide."),
         Wrong("the future is not hidden", shares_by(lambda s, q: s.softmax(-1)),
               "The map shows attention to letters that the model had not read yet. Its own "
               "attention is causal."),
@@ -74,25 +75,26 @@ register(Exercise(
               "The map looks sharper than the model's: these are not the weights it used."),
         Wrong("the scores are divided by hs, not by its root",
               lambda q, k: hide(q @ k.transpose(-2, -1) / q.size(-1), q).softmax(-1),
-              "A sum of hs products has a spread of sqrt(hs). Divided by hs, the scores are too "
-              "small, and every row of the map is too even."),
+              "A sum of hs products has a standard deviation of about sqrt(hs). Divided by hs, the "
+              "scores are too small, and every row of the map is too uniform."),
         Wrong("the scores are divided by sqrt(T), not by sqrt(hs)",
               lambda q, k: hide(q @ k.transpose(-2, -1) / math.sqrt(q.size(-2)), q).softmax(-1),
               "The last dimension of q is the head size. With T the same letters would get other "
               "weights in a longer text."),
-        Wrong("queries and keys are exchanged", lambda q, k: hide(scores(k, q), q).softmax(-1),
-              "Row t would ask with its key: the triangle is right and every number is wrong."),
+        Wrong("queries and keys are swapped", lambda q, k: hide(scores(k, q), q).softmax(-1),
+              "Row t then uses its key as a query: the triangle is right, but every weight is "
+              "wrong."),
         Wrong("the softmax runs over the queries",
               lambda q, k: hide(scores(q, k), q).softmax(-2),
-              "Each column sums to one. The positions that ask then compete for each key, where "
-              "the keys should compete for each query."),
+              "Each column sums to one. The queries then compete for each key, whereas the keys "
+              "should compete for each query."),
         Wrong("the scores are returned, without a softmax", lambda q, k: hide(scores(q, k), q),
               "Scores can be negative and have no fixed sum. The softmax turns each row into "
               "weights.")),
     hints=("It is `attend` of chapter 07 without its last product.",
            "Scores are `q @ k.transpose(-2, -1) / sqrt(hs)`; hide the future with minus infinity.",
            "Then `softmax(-1)`. Or call `attend` with `torch.eye(T)` in place of the values."),
-    excused=dict(gradient="A map is for looking at; nothing learns through it")))
+    excused=dict(gradient="The map is only displayed; no gradient flows through it")))
 
 
 def model_of(seed, L, vocab, C=8):
@@ -153,8 +155,8 @@ register(Exercise(
     rtol=1e-3, atol=1e-3,
     wrongs=(
         Wrong("ln_f is left out", lens_with(norm=lambda model, x: x),
-              "The stream's length is not what the head expects: the last row differs from the "
-              "model's logits, with no error raised."),
+              "The stream is not normalised, as the head expects: the last row differs from the "
+              "model's logits, and no error is raised."),
         Wrong("ln_f's weight and bias are left out", lens_with(norm=bare_norm),
               "Each channel is scaled and shifted after the normalisation, and the head was "
               "trained on that."),
@@ -166,21 +168,22 @@ register(Exercise(
               "into it, as for every other row."),
         Wrong("each block's own addition is read, not the stream",
               lens_with(lambda model, idx, x: torch.cat([x[:1], x[1:] - x[:-1]])),
-              "A block writes a correction to what is there; alone it answers another question."),
+              "A block adds a correction to the stream. Alone, the correction does not show what "
+              "the model would predict so far."),
         Wrong("the embeddings are left out", lens_with(lambda model, idx, x: x[1:]),
               "The first of the L + 1 rows is missing, and every label in the plot is off by one."),
         Wrong("the last block is left out", lens_with(lambda model, idx, x: x[:-1]),
               "L blocks have L + 1 places to look at. The last of them must give the model's own "
-              "logits: it is the test of the whole instrument."),
+              "logits: that is the test of the whole lens."),
         Wrong("the positions are left out of the embeddings", lens_with(without_positions),
-              "The stream begins as wte + wpe. Without wpe no row belongs to this model, not even "
-              "the last one."),
+              "The stream begins as wte + wpe. Without wpe no row shows this model's stream, not "
+              "even the last one."),
         Wrong("probabilities are returned, not logits",
               lens_with(end=lambda z: z.softmax(-1)),
               "cross_entropy takes a softmax of its own. Given probabilities it reports losses "
               "near ln V for every layer."),
         Wrong("the padding rows of the vocabulary are kept", lens_with(pad=True),
-              "The table in memory has rows up to a multiple of 128: ids without meaning get a "
+              "The embedding table is padded to a multiple of 128 rows: ids without meaning get "
               "part of the probability.")),
     hints=("`streams(model, idx)` is (L + 1, B, T, C). What does the model do with the last of it?",
            "`model.transformer.ln_f`, then `model.lm_head`; both work on any leading dimensions.",
@@ -218,8 +221,8 @@ register(Exercise(
     inputs=maps_of, oracle=induction_loop, package="gpt2_course.viz:induction_share",
     wrongs=(
         Wrong("it measures the earlier occurrence itself", at_offset(0),
-              "Off by one: a head that finds the same token again does not copy, for the token to "
-              "copy stands one place later."),
+              "Off by one: a head that finds the same token again does not copy, because the token "
+              "to copy stands one place later."),
         Wrong("it measures the second token after the earlier occurrence", at_offset(2),
               "Off by one: t - n + 1 follows t - n. A perfect induction head would score 0."),
         Wrong("it measures the previous token",
@@ -239,17 +242,20 @@ register(Exercise(
               "The score grows with n; as a mean it lies between 0 and 1, whatever the length."),
         Wrong("the largest weight is taken, not the mean",
               lambda maps, n: pairs_in(maps, n).amax((1, 3)),
-              "One lucky position makes a head look like a copier. Induction works everywhere."),
+              "One lucky position makes a head look like an induction head, which has to work at "
+              "every position."),
         Wrong("rows and columns are exchanged",
               lambda maps, n: maps.diagonal(n - 1, -2, -1)[..., 1:].mean((1, 3)),
-              "It reads the future, which is empty: every score is zero."),
+              "It reads the weights of the future, which are zero, so every score is zero."),
         Wrong("the mean runs over the heads, not over the rows",
               lambda maps, n: pairs_in(maps, n).mean((2, 3)),
-              "One number for each row of the batch: no head can be told from another.")),
-    hints=("For n = 10, token 13 stood before at 3. Which position came after it?",
+              "The result has one number for each row of the batch, so the heads cannot be told "
+              "apart.")),
+    hints=("For n = 10, the token at position 13 has occurred before, at 3. Which position comes "
+           "after that?",
            "The pairs (t, t - n + 1) lie on one diagonal of the (2n, 2n) map, number 1 - n.",
            "`maps.diagonal(1 - n, dim1=-2, dim2=-1)` starts at t = n - 1: drop its first entry."),
-    excused=dict(gradient="A score is for reading; nothing learns through it",
+    excused=dict(gradient="The score is only reported; no gradient flows through it",
                  wide="Attention weights lie between 0 and 1")))
 
 
@@ -296,7 +302,7 @@ def straight_line(x, y, V):
 set_challenge(Challenge(
     "viz.probe", "14", "Given (x, y, V): the stream x (n, C) of this chapter's model after its "
     "second block, at n = 32,768 places of two plays, and the letters y (n,) that come next. "
-    "Return a function (m, C) -> (m, V) logits: what half of the model already knows.",
+    "Return a function (m, C) -> (m, V) logits that reads what half of the model already knows.",
     score=probe_loss, plain=straight_line, to_beat=1.847,
     unit="nats per letter on a held-out play",
     measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))
