@@ -67,6 +67,7 @@ def test_activations_are_what_autograd_keeps(dtype, attention):
     assert sum(ours.values()) == pytest.approx(theirs, rel=0.005) and loss.isfinite()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of resident memory")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_of_a_process(run, dtype):

@@ -47,6 +47,7 @@ def test_two_ranks_equal_one_process(one, two):
         torch.testing.assert_close(torch.tensor(losses(two[0], split)), torch.tensor(losses(one, split)), rtol=1e-6, atol=0)
 
 
+@pytest.mark.alone
 def test_tokens_per_second_counts_all_ranks_without_evaluation(two):
     "512 tokens a step whatever the ranks; `seconds` adds up the steps alone"
     for before, row in zip(metrics(two[0]), metrics(two[0])[1:]):
