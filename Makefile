@@ -108,8 +108,9 @@ endif
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$threads}; export OMP_NUM_THREADS; \
 	set -x; $(PY) -m torch.distributed.run --standalone --nproc-per-node "$$nproc" -m gpt2_course.train $(TRAIN_FLAGS) $$resume
 
+# ARGS='-k attention -x': any option of pytest
 test: .venv/.test-ready
-	$(PY) -m pytest -q $(ARGS)
+	@$(PY) tests/run.py $(ARGS)
 
 # --short for the counts of make test, --only NAME … for some rows
 .PHONY: soak

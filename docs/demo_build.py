@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # works from a bare checkout, too
 
-from gpt2_course.checkpoint import find, find_tokenizer, load_model, untied  # noqa: E402
-from gpt2_course.config import UserError, read_json, require, run as run_command  # noqa: E402
-from gpt2_course.model import count_params  # noqa: E402
+from gpt2_course.checkpoint import find, find_tokenizer, load_model, untied
+from gpt2_course.config import UserError, read_json, require
+from gpt2_course.config import run as run_command
+from gpt2_course.model import count_params
 
 PAGES = ROOT / "docs" / "demo"
 RUN = ROOT / "assets" / "runs" / "look-inside"

@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from . import tokenizer
 from .checkpoint import open_model, untied
@@ -365,7 +364,7 @@ def transformers(job, spec, device):
     from transformers import AutoModelForCausalLM, logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, n = AutoModelForCausalLM.from_pretrained(Path(job["folder"])/"hf"), job["new_tokens"]
+    model = AutoModelForCausalLM.from_pretrained(Path(job["folder"])/"hf")
     g = model.generation_config
     g.eos_token_id, g.pad_token_id = None, 0 # no text ends early
     more = dict(cache_implementation="static") if spec.get("cache") == "static" else {}

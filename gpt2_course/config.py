@@ -11,7 +11,7 @@ __all__ = ['CHOICES', 'WEIGHTS', 'NANO', 'NANO_CHAR', 'PRESETS', 'FULL', 'UserEr
 # %% ../nbs/reference/config.ipynb #imports
 import difflib, errno, json, math, os, re, signal, sys, time, traceback
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path

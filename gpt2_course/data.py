@@ -7,7 +7,7 @@ __all__ = ['MAGIC', 'VERSION', 'HEADER', 'write_shard', 'read_shard', 'sha256_fi
            'epoch_starts', 'share', 'document_rows', 'padded', 'TokenLoader', 'epoch_order']
 
 # %% ../nbs/easy/02_data.ipynb #imports
-import hashlib, json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import UserError, read_json, require
+from .config import read_json, require
 
 # %% ../nbs/easy/02_data.ipynb #header
 MAGIC = b"GPT2TOKS"  # the first eight bytes of every shard

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .config import require
-from .model import GPT
 
 # %% ../nbs/medium/12_optim.ipynb #adamw-by-hand
 def adamw_step(

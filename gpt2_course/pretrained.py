@@ -16,7 +16,6 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from .attention import CausalSelfAttention
 from .blocks import MLP, Block, LayerNorm

@@ -8,7 +8,7 @@ __all__ = ['PUBLISHED', 'DESCRIPTION', 'law', 'huber', 'solve', 'fit', 'bootstra
 
 # %% ../nbs/tough/24_scaling.ipynb #imports
 import json, sys, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 

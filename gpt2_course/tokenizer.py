@@ -75,7 +75,8 @@ def train_bpe(
     "Learn byte-pair merges (Sennrich et al. 2016), most frequent first, ties to the smallest pair"
     words, freqs = [], []
     for w, n in Counter(split_words(text)).items():
-        words.append(list(w.encode())); freqs.append(n)
+        words.append(list(w.encode()))
+        freqs.append(n)
     counts, holders = Counter(), defaultdict(set)
     for i, ids in enumerate(words):
         for pair in zip(ids, ids[1:]):

@@ -13,7 +13,7 @@ __all__ = ['DTYPES', 'MANY', 'PEAK_FLOPS', 'Plan', 'split_batch', 'pick_dtype', 
 # %% ../nbs/tough/20_trainer.ipynb #imports
 import copy, json, math, os, random, signal, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 

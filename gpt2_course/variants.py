@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import CausalSelfAttention, KVCache, sdpa, split_heads
-from .blocks import MLP, Block, LayerNorm
-from .config import CHOICES, GPTConfig, did_you_mean, require
+from .blocks import MLP, Block
+from .config import GPTConfig, did_you_mean, require
 from .model import GPT, active_params, full_loss, init_std
 
 # %% ../nbs/tough/23_variants.ipynb #rms-norm

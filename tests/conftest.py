@@ -1,6 +1,7 @@
-"""What the tests share: the repository's files, a copy of them, processes without a network, seconds per notebook."""
+"""What the tests share: the repository's files, a copy of them, processes without a network, data and runs that are made once, and how two workers divide the work."""
 
 import itertools
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -10,12 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
 from workers.module import start
 
 REPO = Path(__file__).resolve().parents[1]
 OFFLINE = REPO / "tests" / "offline"
 NOT_OURS = {".venv", "runs", "my_course", "_docs", "_proc", "build", "dist", ".git"}
-SECONDS = pytest.StashKey[dict]()
+DURATIONS = REPO / "tests" / "durations.json"  # seconds per test file and per notebook, by tests/run.py --record
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+THREADS = max(1, (os.cpu_count() or 1) // WORKERS)  # of each worker and of what it starts
 
 
 def repo_files(root: Path = REPO) -> list[Path]:
@@ -49,7 +54,7 @@ def copy_repo(to: Path) -> Path:
 def offline_env(root: Path = REPO, **more: str) -> dict[str, str]:
     "This environment with no network for Python, and with `root`'s gpt2_course in front of any installed one"
     path = [str(OFFLINE), str(root), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
     for name in ("MPLBACKEND", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # `make test` is no part of what is tested
         env.pop(name, None)
     return env
@@ -75,7 +80,7 @@ def forked(tmp_path_factory):
     context, folder, count = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("forked"), itertools.count()
     context.set_forkserver_preload(["torch", "numpy", "tyro", "tiktoken", "tqdm", "pytest"])
     before = dict(os.environ)
-    os.environ.update(offline_env(), OMP_NUM_THREADS=str(os.cpu_count()))
+    os.environ.update(offline_env(), OMP_NUM_THREADS=str(THREADS))
     multiprocessing.forkserver.ensure_running()
     os.environ.clear()
     os.environ.update(before)
@@ -129,6 +134,47 @@ def repo_copy(tmp_path_factory) -> Path:
     return copy_repo(tmp_path_factory.mktemp("copy") / "gpt2_course_copy")
 
 
+def shared(tmp_path_factory, name: str, make) -> Path:
+    "A directory that `make` fills, once for all workers: others wait until it is whole; nobody may write into it"
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if WORKERS > 1 else root
+    out, done = root / "shared" / name, root / "shared" / f"{name}.done"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(root / "shared" / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(out, ignore_errors=True)
+            make(out)
+            done.touch()
+    return out
+
+
+@pytest.fixture(scope="session")
+def data(run, tmp_path_factory) -> Path:
+    "The embedded corpus as characters"
+    return shared(tmp_path_factory, "char", lambda out: run(["-m", "gpt2_course.prepare", "shakespeare", "--tokenizer", "char", "--out", out]))
+
+
+@pytest.fixture(scope="session")
+def one(run, data, tmp_path_factory) -> Path:
+    "Ten undisturbed steps in one process, four micro-batches each"
+    from runs import TINY
+
+    return shared(tmp_path_factory, "one", lambda out: run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out], OMP_NUM_THREADS="1"))
+
+
+@pytest.fixture(scope="session")
+def two(run, data, tmp_path_factory):
+    "The same in two processes, two micro-batches each: the run directory and what the ranks printed"
+    from runs import TINY, WORKER, torchrun
+
+    def train(out):
+        done = run(torchrun(2, WORKER, *TINY, "--data", data, "--out", out), OMP_NUM_THREADS="1")
+        (out / "digests").write_text("\n".join(line.split()[2] for line in done.stdout.splitlines() if line.startswith("rank ")))
+
+    out = shared(tmp_path_factory, "two", train)
+    return out, (out / "digests").read_text().split()
+
+
 def lacking(what: str):
     "Skip a test that cannot run here; in CI, where everything is installed, fail it"
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is missing")
@@ -151,16 +197,54 @@ def browser():
 
 
 @pytest.fixture
-def notebook_seconds(request) -> dict[str, float]:
-    "Seconds a notebook took: printed at the end, never asserted"
-    return request.config.stash.setdefault(SECONDS, {})
+def notebook_seconds(record_property):
+    "notebook_seconds(name, seconds): printed at the end, never asserted"
+    return lambda name, seconds: record_property("notebook", [name, seconds])
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    seconds = config.stash.get(SECONDS, {})
-    if not seconds:
+# --- two workers ---
+
+
+def known_durations() -> dict[str, float]:
+    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+
+
+def unit(item) -> str:
+    "What a worker takes as a whole: a notebook, an exercise, else a file of tests, whose fixtures it then builds once"
+    file = item.path.name
+    if file == "test_notebooks.py" and hasattr(item, "callspec"):
+        return item.callspec.params["name"]
+    if file == "test_exercises.py" and "name" in getattr(item, "callspec", item).__dict__.get("params", {}):
+        return f"{file} {item.callspec.params['name'].split('.')[0]}"
+    return file
+
+
+def pytest_collection_modifyitems(config, items):
+    "The longest first, so that both workers end together; what belongs together stays together and in its order"
+    seconds = known_durations()
+    order = {}
+    for item in items:
+        order.setdefault(unit(item), len(order))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(unit(item)))
+        item.user_properties.append(("unit", unit(item)))
+    if WORKERS > 1:
+        items.sort(key=lambda item: (-seconds.get(unit(item), 5.0), order[unit(item)]))
+
+
+def pytest_runtest_logreport(report):
+    for name, value in report.user_properties if report.when == "call" else ():
+        if name == "notebook":
+            NOTEBOOKS_RUN[value[0]] = value[1]
+
+
+NOTEBOOKS_RUN: dict[str, float] = {}
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not NOTEBOOKS_RUN:
         return
     terminalreporter.section("seconds per notebook")
-    for name, spent in sorted(seconds.items()):
+    for name, spent in sorted(NOTEBOOKS_RUN.items()):
         terminalreporter.write_line(f"{spent:7.1f}  {name}")
-    terminalreporter.write_line(f"{sum(seconds.values()):7.1f}  together")
+    terminalreporter.write_line(f"{sum(NOTEBOOKS_RUN.values()):7.1f}  together")

@@ -25,17 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import REPO, offline_env
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-
 from gpt2_course import checkpoint
 from gpt2_course.config import PRESETS, GPTConfig, UserError
 from gpt2_course.data import TokenLoader, sha256_file, verify, write_shard
 from gpt2_course.distributed import World
 from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from conftest import REPO, offline_env
 
 WORKERS = REPO / "tests" / "workers"
 # Dropout is on: whoever loses a rank's random state is found out.
@@ -209,7 +209,7 @@ def resume(bench, n):
 def virtual_ranks(bench, n):
     "Processes against one process that computes each rank's gradient apart; and that against plain accumulation"
     real, flags = bench.undisturbed(n), bench.flags(bench.fresh("none"))
-    ask = lambda how, *more: json.loads(bench.python(WORKERS / "virtual_ranks.py", n, how, *flags, *more).stdout)  # noqa: E731
+    ask = lambda how, *more: json.loads(bench.python(WORKERS / "virtual_ranks.py", n, how, *flags, *more).stdout)
     ours = ask("ranks")
     same = ours["losses"] == [row["loss"] for row in rows(real)] and (real / "digests").read_text().split() == [ours["digest"]] * n
     plain = [ask(how, "--model.dropout", "0") for how in ("ranks", "naive")]
@@ -348,7 +348,7 @@ def writers_fail(disk):
     run, found, enough = disk / "writers", [], checkpoint.make_room
     shutil.rmtree(disk / "run")
     whole = small_checkpoint(run)
-    free = lambda: shutil.disk_usage(disk).free  # noqa: E731
+    free = lambda: shutil.disk_usage(disk).free
     before = free()
     small_checkpoint(run, 2)
     need, chance = before - free(), random.Random(SEED + 3)

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPO, offline_env
 from gpt2_course.ablation import analyse, best_rate, by_rate, interval, report, steps_to, verdict
-from test_commands import refused
-from test_trainer import data, metrics  # noqa: F401 (fixtures)
+
+from conftest import REPO, offline_env
+from runs import metrics, refused
 
 TINY = (
     "--steps 8 --batch-tokens 256 --micro-batch 8 --eval-every 4 --eval-tokens 512 --device cpu --dtype float32 --jobs 2"
@@ -26,7 +26,7 @@ def ends(out):
 
 
 @pytest.fixture(scope="module")
-def whole(run, data, tmp_path_factory):  # noqa: F811
+def whole(run, data, tmp_path_factory):
     "An undisturbed ablation of eight runs, and what it printed"
     out = tmp_path_factory.mktemp("ablation") / "whole"
     return out, run(["-m", "gpt2_course.ablation", out, "--data", data, *TINY]).stdout
@@ -42,14 +42,14 @@ def test_matrix_is_complete(whole):
     assert f"{mean:.3f}" in said and (out / "ablation.png").exists() and not list(out.glob("*.log"))
 
 
-def test_again_trains_nothing(run, data, whole):  # noqa: F811
+def test_again_trains_nothing(run, data, whole):
     out, said = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")}
     assert run(["-m", "gpt2_course.ablation", out, "--data", data, *TINY]).stdout == said
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("metrics.jsonl")}
 
 
-def test_killed_it_goes_on(run, data, whole, tmp_path):  # noqa: F811
+def test_killed_it_goes_on(run, data, whole, tmp_path):
     "SIGKILL in the middle: the cells end too; the same command then reaches the undisturbed losses"
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "gpt2_course.ablation", str(out), "--data", str(data), *TINY]
@@ -67,7 +67,7 @@ def test_killed_it_goes_on(run, data, whole, tmp_path):  # noqa: F811
     assert ends(out) == ends(whole[0])
 
 
-def test_failed_runs_are_reported(run, data, whole, tmp_path):  # noqa: F811
+def test_failed_runs_are_reported(run, data, whole, tmp_path):
     "A run that dies of its own is kept and named; the others are compared without it"
     out = tmp_path / "failed"
     shutil.copytree(whole[0], out)
@@ -93,7 +93,7 @@ def test_failed_runs_are_reported(run, data, whole, tmp_path):  # noqa: F811
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_refusals(run, data, whole, change, says):  # noqa: F811
+def test_refusals(run, data, whole, change, says):
     before = sorted(os.listdir(whole[0]))
     assert says in refused(run(["-m", "gpt2_course.ablation", whole[0], "--data", data, *TINY, *change], status=2))
     assert sorted(os.listdir(whole[0])) == before
@@ -114,7 +114,7 @@ def made_up(shift, noise, lrs=(1e-3, 1e-2), n=3):
 
 def test_verdicts():
     "A clear gain is called one, noise is not, one seed proves nothing, the sweep's edge is said"
-    say = lambda r: verdict("llama", analyse(r)["llama"], "gpt2")  # noqa: E731
+    say = lambda r: verdict("llama", analyse(r)["llama"], "gpt2")
     assert "better than gpt2 by 0.3" in say(made_up(0.3, 0.001)) and "at the edge" in say(made_up(0.3, 0.001))
     assert "worse than gpt2" in say(made_up(-0.3, 0.001))
     assert "no difference" in say(made_up(0.01, 0.2))

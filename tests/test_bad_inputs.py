@@ -12,12 +12,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from gpt2_course import config, trainer
 from gpt2_course.config import UserError
 from gpt2_course.data import HEADER, open_split, sha256_file, write_shard
 from gpt2_course.evals import validation_sum
 from gpt2_course.generation import generate
+
+from conftest import REPO
 
 SMALL = (
     "--preset nano-char --device cpu --dtype float32 --no-compile --steps 2 --batch-tokens 128 --micro-batch 4 --model.block-size 32 --model.n-layer 1"
@@ -328,7 +329,7 @@ def test_more_top_k_than_tokens_is_all_of_them(place):
     from gpt2_course.checkpoint import load_model
 
     model, idx = load_model("run"), torch.zeros(1, 1, dtype=torch.long)
-    ask = lambda k: generate(model, idx, 20, top_k=k, generator=torch.Generator().manual_seed(1))  # noqa: E731
+    ask = lambda k: generate(model, idx, 20, top_k=k, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ask(10_000), ask(None))
 
 

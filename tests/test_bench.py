@@ -7,10 +7,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from gpt2_course import bench, tokenizer
 from gpt2_course.config import GPTConfig, UserError
-from test_commands import refused
+
+from conftest import REPO
+from runs import refused
 
 QUICKLY = ["--threads", 1, "--seconds", 0.001, "--rounds", 2, "--model.n-layer", 1, "--rows", 2]
 CPU = torch.device("cpu")
@@ -343,8 +344,8 @@ def test_options_become_a_contender_each():
 
 def test_the_summary_names_the_fastest_other(tmp_path):
     "Ours by speed, each beside the fastest of the others; the step that a loader is compared with is no contender"
-    row = lambda name, speed, peak: dict(name=name, per_second=speed, peak_bytes=peak)  # noqa: E731
-    pair = lambda ours, other, x: dict(ours=ours, other=other, median=x, low=x - 0.5, high=x + 0.5)  # noqa: E731
+    row = lambda name, speed, peak: dict(name=name, per_second=speed, peak_bytes=peak)
+    pair = lambda ours, other, x: dict(ours=ours, other=other, median=x, low=x - 0.5, high=x + 0.5)
     rows = [row("ours", 10.0, 300), row("ours (weights=int8)", 30.0, 100), row("A", 2.0, 50), row("B", 5.0, 400), row(bench.STEP, 99.0, 1)]
     pairs = [pair(o, b, x) for o, b, x in (("ours", "A", 5.0), ("ours", "B", 2.0), ("ours (weights=int8)", "A", 15.0), ("ours (weights=int8)", "B", 6.0))]
     (tmp_path / "generate.json").write_text(json.dumps(dict(per="tokens", contenders=rows, ratios=pairs)))

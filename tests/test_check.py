@@ -10,9 +10,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, offline_env
 from gpt2_course import challenge, check
 from gpt2_course.compare import difference, gradient_difference, gradients, unchanged
+
+from conftest import REPO, offline_env
 
 
 @pytest.fixture(autouse=True)

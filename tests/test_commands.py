@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 from gpt2_course import config
 from gpt2_course.data import HEADER, sha256_file, write_shard
-from test_trainer import TINY, data, one  # noqa: F401 (fixtures)
+
+from runs import TINY, refused
 
 COMMANDS = {"train": config.TrainConfig, "prepare": config.PrepareConfig, "sample": config.SampleConfig}
-
-
-def refused(done) -> str:
-    "The one line that a refused command printed"
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert "Traceback" not in done.stdout
-    return lines[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -74,7 +67,7 @@ def test_bad_input_gets_one_line(run, args, says, tmp_path):
 
 
 @pytest.fixture
-def broken(data, tmp_path):  # noqa: F811
+def broken(data, tmp_path):
     "A copy of prepared data to be damaged, and its first training shard"
     copy = shutil.copytree(data, tmp_path / "data")
     return copy, copy / "train_000000.bin"
@@ -132,17 +125,17 @@ def test_damaged_data_is_refused(run, broken, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_that_does_not_divide(run, data, tmp_path):  # noqa: F811
+def test_batch_that_does_not_divide(run, data, tmp_path):
     done = run(["-m", "gpt2_course.train", *TINY, "--data", data, "--batch-tokens", "500", "--out", tmp_path / "run", "--check"], status=2)
     assert "choose 384 or 512" in refused(done)
 
 
-def test_check_writes_nothing(run, data, tmp_path):  # noqa: F811
+def test_check_writes_nothing(run, data, tmp_path):
     done = run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", tmp_path / "run", "--check"])
     assert "everything is in order" in done.stdout and not (tmp_path / "run").exists()
 
 
-def test_a_run_is_never_overwritten(run, data, one):  # noqa: F811
+def test_a_run_is_never_overwritten(run, data, one):
     done = run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", one], status=2)
     assert "already holds a run" in refused(done)
     done = run(["-m", "gpt2_course.train", "--out", one, "--resume", "--model.n-embd", "64"], status=2)
@@ -155,7 +148,7 @@ def test_under_torchrun_rank_zero_speaks_once(run, tmp_path):
     assert done.stderr.count("error: ") == 1 and f"--data {tmp_path / 'none'} does not exist" in done.stderr
 
 
-def test_damaged_checkpoint_falls_back(run, data, one, tmp_path):  # noqa: F811
+def test_damaged_checkpoint_falls_back(run, data, one, tmp_path):
     "A flipped bit in the newest checkpoint: the one before it is taken, and that is said"
     out = shutil.copytree(one, tmp_path / "run")
     flip_bit(out / "checkpoints" / "step_00000010" / "model.safetensors")
@@ -167,7 +160,7 @@ def test_damaged_checkpoint_falls_back(run, data, one, tmp_path):  # noqa: F811
     assert "has no whole checkpoint" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_sample(run, one, tmp_path):  # noqa: F811
+def test_sample(run, one, tmp_path):
     "Same seed, same text; greedy ignores the seed; a prompt longer than the block is cropped, and that is said"
     ask = ["-m", "gpt2_course.sample", one, "--max-new-tokens", "20", "--device", "cpu"]
     first = run([*ask, "--prompt", "HAMLET."], cwd=tmp_path)
@@ -180,7 +173,7 @@ def test_sample(run, one, tmp_path):  # noqa: F811
     assert "is not among the" in refused(run([*ask, "--prompt", "naïve"], status=2))
 
 
-def test_config_file_and_flags(run, data, one, tmp_path):  # noqa: F811
+def test_config_file_and_flags(run, data, one, tmp_path):
     "--config takes a run's config.json; flags win over it; an unknown key is refused"
     ask = ["-m", "gpt2_course.train", "--config", one / "config.json", "--out", tmp_path / "run", "--check"]
     assert "run     10 steps" in run(ask).stdout and "run     20 steps" in run([*ask, "--steps", "20"]).stdout

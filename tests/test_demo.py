@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from gpt2_course import tokenizer
 from gpt2_course.checkpoint import load_model, untied
 from gpt2_course.config import GPTConfig, UserError
@@ -22,8 +21,10 @@ from gpt2_course.generation import generate, shape_probs
 from gpt2_course.model import GPT
 from safetensors.torch import save_file
 
+from conftest import REPO
+
 sys.path.insert(0, str(REPO / "docs"))
-import demo_build  # noqa: E402
+import demo_build
 
 PROMPTS = ["H", "HAMLET.\nTo be, or not to be, ", "ROMEO. [_Aside._]\n" + "What light through yonder window breaks? " * 3]
 # one string per oddity: spaces of all kinds, letters beyond the BMP, marks, numbers that are no digits, broken-looking pieces

@@ -9,17 +9,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import offline_env
 from gpt2_course.data import TokenLoader, document_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_commands import refused
-from test_trainer import TINY, WORKER, data, losses, metrics, one, torchrun, two, weights  # noqa: F401 (fixtures)
+
+from conftest import offline_env
+from runs import TINY, WORKER, losses, metrics, refused, torchrun, weights
 
 TRAIN = ["-m", "gpt2_course.train", *TINY]
 
 
-def test_fsdp_equals_ddp(run, data, two, tmp_path):  # noqa: F811
+def test_fsdp_equals_ddp(run, data, two, tmp_path):
     "Two processes that hold half of the model each, stopped and taken up by DDP's two: losses and weights as DDP alone finds them"
     out = tmp_path / "run"
     flags = [*TINY, "--data", data, "--out", out]
@@ -34,7 +34,7 @@ def test_fsdp_equals_ddp(run, data, two, tmp_path):  # noqa: F811
     assert all(states[0][i]["exp_avg"].shape == states[1][i]["exp_avg"].shape for i in states[1])
 
 
-def test_fsdp_resumes(run, data, two, tmp_path):  # noqa: F811
+def test_fsdp_resumes(run, data, two, tmp_path):
     "A run in slices goes on from its checkpoint in new processes, to the bit"
     outs = [tmp_path / "whole", tmp_path / "cut"]
     for out in outs:
@@ -52,7 +52,7 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def test_two_nodes_equal_one(data, two, tmp_path):  # noqa: F811
+def test_two_nodes_equal_one(data, two, tmp_path):
     "Two torchrun agents with one process each: the losses of one agent with two"
     out, port = tmp_path / "run", free_port()
     common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
@@ -68,7 +68,7 @@ def test_two_nodes_equal_one(data, two, tmp_path):  # noqa: F811
     assert losses(out) == losses(two[0])
 
 
-def test_fine_tuning_starts_from_the_given_weights(run, data, one, tmp_path):  # noqa: F811
+def test_fine_tuning_starts_from_the_given_weights(run, data, one, tmp_path):
     "The first validation of the new run is what --eval-only says of the old one; a shorter block crops"
     said = json.loads(run([*TRAIN, "--data", data, "--out", one, "--eval-only"]).stdout)
     assert said["loss"] == pytest.approx(min(losses(one, "val")), rel=1e-6) and said["perplexity"] == pytest.approx(math.exp(said["loss"]))
@@ -80,13 +80,13 @@ def test_fine_tuning_starts_from_the_given_weights(run, data, one, tmp_path):  #
     assert weights(tmp_path / "short", 3)["transformer.wpe.weight"].shape == (16, 32)
 
 
-def test_evaluation_only_writes_nothing(run, data, one):  # noqa: F811
+def test_evaluation_only_writes_nothing(run, data, one):
     before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
     run([*TRAIN, "--data", data, "--out", one, "--eval-only"])
     assert {p: p.stat().st_mtime_ns for p in one.rglob("*")} == before
 
 
-def test_another_tokenizer_is_refused(run, data, one, tmp_path):  # noqa: F811
+def test_another_tokenizer_is_refused(run, data, one, tmp_path):
     run(["-m", "gpt2_course.prepare", "shakespeare", "--tokenizer", "bpe:300", "--out", tmp_path / "bpe"])
     done = run([*TRAIN, "--data", tmp_path / "bpe", "--out", tmp_path / "run", "--init-from", one], status=2)
     assert "was trained with another tokenizer" in refused(done)
@@ -106,13 +106,13 @@ def test_another_tokenizer_is_refused(run, data, one, tmp_path):  # noqa: F811
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else None,
 )
-def test_bad_options(run, data, tmp_path, flags, says):  # noqa: F811
+def test_bad_options(run, data, tmp_path, flags, says):
     assert says in refused(run([*TRAIN, "--data", data, "--out", tmp_path / "run", *flags], status=2))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_muon_learns_and_resumes(run, data, one, tmp_path):  # noqa: F811
+def test_muon_learns_and_resumes(run, data, one, tmp_path):
     "Muon for the blocks' matrices, AdamW for the rest: it learns, and resumes to the bit"
     flags = [*TRAIN, "--data", data, "--optim.name", "muon"]
     for out in ("whole", "cut"):
@@ -125,14 +125,14 @@ def test_muon_learns_and_resumes(run, data, one, tmp_path):  # noqa: F811
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_wsd_keeps_the_rate_then_cools_down(run, data, tmp_path):  # noqa: F811
+def test_wsd_keeps_the_rate_then_cools_down(run, data, tmp_path):
     out = tmp_path / "run"
     run([*TRAIN, "--data", data, "--out", out, "--optim.schedule", "wsd", "--optim.cooldown", "0.3"])
     rates = [row["lr"] for row in metrics(out)]
     assert rates[2:7] == pytest.approx([1e-2] * 5) and rates[-1] == pytest.approx(1e-3) and rates[7] > rates[8] > rates[9]
 
 
-def test_fp16_with_a_gradient_scaler(run, data, tmp_path):  # noqa: F811
+def test_fp16_with_a_gradient_scaler(run, data, tmp_path):
     "The scaler's first, too large scales give gradients that are no numbers: steps are skipped, metrics stay valid JSON"
     out = tmp_path / "run"
     run([*TRAIN, "--data", data, "--out", out, "--dtype", "float16"], OMP_NUM_THREADS="1")
@@ -141,7 +141,7 @@ def test_fp16_with_a_gradient_scaler(run, data, tmp_path):  # noqa: F811
     assert json.loads((out / "checkpoints/step_00000010/meta.json").read_text())["scaler"]["scale"] > 0
 
 
-def test_padded_documents(run, data, tmp_path):  # noqa: F811
+def test_padded_documents(run, data, tmp_path):
     "One document a row: two processes find what one finds, since every token of a step counts equally"
     flags = [*TINY, "--data", data, "--order", "documents"]
     run(["-m", "gpt2_course.train", *flags, "--out", tmp_path / "one"], OMP_NUM_THREADS="1")
@@ -172,7 +172,7 @@ def test_every_token_of_a_document_is_a_target_once(shards, T, B):
         assert sorted(got) == sorted(expected)
 
 
-def test_wandb_offline(run, data, tmp_path):  # noqa: F811
+def test_wandb_offline(run, data, tmp_path):
     "--log wandb in offline mode leaves a run on the disk, without a network"
     pytest.importorskip("wandb")
     out = tmp_path / "run"
@@ -180,12 +180,12 @@ def test_wandb_offline(run, data, tmp_path):  # noqa: F811
     assert list((out / "wandb").glob("offline-run-*/*.wandb")) and list((out / "tensorboard").iterdir())
 
 
-def test_ranks_agree_and_say_so(two):  # noqa: F811
+def test_ranks_agree_and_say_so(two):
     "Each validation of a distributed run writes a fingerprint of every rank's weights"
     assert all(len(row["digests"]) == 2 and len(set(row["digests"])) == 1 for row in metrics(two[0], "val"))
 
 
-def test_ranks_that_drift_apart_stop_the_run(data, tmp_path):  # noqa: F811
+def test_ranks_that_drift_apart_stop_the_run(data, tmp_path):
     "A worker that spoils rank 1's weights after three steps: the next validation ends the run"
     worker = tmp_path / "spoil.py"
     worker.write_text(
@@ -205,7 +205,7 @@ def test_ranks_that_drift_apart_stop_the_run(data, tmp_path):  # noqa: F811
     assert len(set(metrics(tmp_path / "run", "val")[-1]["digests"])) == 2
 
 
-def test_diverged_is_in_the_status(run, data, tmp_path):  # noqa: F811
+def test_diverged_is_in_the_status(run, data, tmp_path):
     flags = [*TINY, "--data", data, "--out", tmp_path / "run", "--optim.lr", "1e30", "--optim.warmup", "0", "--optim.grad-clip", "0", "--eval-every", "100"]
     run(["-m", "gpt2_course.train", *flags, "--sample-every", "0"], status=2)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "diverged"
@@ -214,7 +214,7 @@ def test_diverged_is_in_the_status(run, data, tmp_path):  # noqa: F811
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("flags", [["--dtype", "float16"], ["--optim.name", "muon"], ["--order", "documents"]], ids=lambda f: f[-1])
-def test_gpu_options(run, data, tmp_path, flags):  # noqa: F811
+def test_gpu_options(run, data, tmp_path, flags):
     "fp16, Muon and padded documents on a GPU: the loss falls"
     plain = [f for f in TINY if f not in ("--device", "cpu", "--dtype", "float32")]
     run(["-m", "gpt2_course.train", *plain, "--data", data, "--out", tmp_path / "run", *flags])

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO
 from gpt2_course import evals, tokenizer
 from gpt2_course.checkpoint import open_model
 from gpt2_course.config import GPTConfig, UserError, packaged
 from gpt2_course.model import GPT
 from gpt2_course.pretrained import from_hf, to_hf
 from gpt2_course.trainer import same_tokenizer
-from test_commands import refused
-from test_trainer import TINY, data, one, torchrun  # noqa: F401 (fixtures)
+
+from conftest import REPO
+from runs import TINY, refused, torchrun
 
 ROWS = 1000
 SHAKESPEARE = REPO / "assets" / "runs" / "look-inside"
@@ -99,7 +99,7 @@ def test_head_is_float32_inside_autocast(ours, examples):
         return out
 
     ours.train()
-    cast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    cast = lambda: torch.autocast("cpu", torch.bfloat16)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(evals.F, "linear", spy)
         evals.choice_sum(ours, examples[:8], autocast=cast)

@@ -7,8 +7,9 @@ reason. `python tests/exercise_rules.py NAME … --seeds 200` prints what the ru
 import os
 
 import pytest
-from exercise_rules import RULES, SEEDS, find_faults
 from gpt2_course import check
+
+from exercise_rules import RULES, SEEDS, find_faults
 
 check.load_all()
 EXERCISES = sorted(check.REGISTRY)

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import offline_env
 from gpt2_course.attention import attend, sdpa
 from gpt2_course.config import UserError
 from gpt2_course.flash import PeakBytes, flash, flash_forward, flash_triton, tiles
+
+from conftest import offline_env
 
 SHAPES = [(32, 32), (29, 29), (5, 23), (1, 17)]
 
@@ -45,7 +46,7 @@ def test_bfloat16_sums_in_float32():
     "As near to the float64 truth as PyTorch's kernel"
     inputs = draw(64, 64, dtype=torch.bfloat16)
     truth = attend(*(x.double() for x in inputs))
-    error = lambda y: float((y.double() - truth).abs().max())  # noqa: E731
+    error = lambda y: float((y.double() - truth).abs().max())
     assert flash(*inputs, tile=16).dtype == torch.bfloat16
     assert error(flash(*inputs, tile=16)) < 2 * error(sdpa(*inputs))
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import REPO, offline_env, repo_files
 from nbclient import NotebookClient
+
+from conftest import REPO, offline_env, repo_files
 
 NOTEBOOKS = [
     name.as_posix()
@@ -43,4 +44,4 @@ def execute(root: Path, name: str) -> float:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, repo_copy, notebook_seconds):
-    notebook_seconds[name] = execute(repo_copy, name)
+    notebook_seconds(name, execute(repo_copy, name))

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from gpt2_course import doctor, plan
 from gpt2_course.attention import ATTENTION
 from gpt2_course.config import GPTConfig, UserError
 from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
 from gpt2_course.trainer import DTYPES
-from test_commands import refused
-from test_trainer import TINY, data, one  # noqa: F401 (fixtures)
+
+from conftest import REPO
+from runs import TINY, refused
 
 SHAPES = [
     GPTConfig(block_size=32, vocab_size=200, n_layer=2, n_head=4, n_embd=64),
@@ -33,7 +33,7 @@ def test_weights_and_optimiser_are_exact(m):
     model(x, x).backward()
     optimizer.step()
     mem, p = plan.memory(m, 2), plan.parameters(m)
-    size = lambda tensors: sum(t.nbytes for t in tensors)  # noqa: E731
+    size = lambda tensors: sum(t.nbytes for t in tensors)
     assert mem["weights"] == size(model.parameters()) and mem["gradients"] == size(q.grad for q in model.parameters())
     assert mem["optimizer"] == size(t for s in optimizer.state.values() for t in s.values())
     assert p["total"] == sum(t.numel() for k, t in model.state_dict().items() if k != "lm_head.weight")
@@ -67,6 +67,7 @@ def test_activations_are_what_autograd_keeps(dtype, attention):
     assert sum(ours.values()) == pytest.approx(theirs, rel=0.005) and loss.isfinite()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of resident memory")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_of_a_process(run, dtype):
@@ -91,7 +92,7 @@ def test_ring_and_scaling():
     assert not rows[-2]["batch_grew"] and rows[-1]["batch_grew"] and rows[-1]["batch_tokens"] == 1024 * 1024
 
 
-def test_checkpoint_size_is_right(one):  # noqa: F811
+def test_checkpoint_size_is_right(one):
     "The plan's bytes of a checkpoint against the files of a run: headers and JSON are all that differs"
     model = json.loads((one / "config.json").read_text())["model"]
     c = plan.PlanConfig(preset="nano-char", model=GPTConfig(**model))
@@ -106,7 +107,7 @@ def test_a_measured_speed_takes_the_place_of_a_guess(run, tmp_path):
     rows = [dict(name="ours", per_second=900.0), dict(name="ours (compile=True)", per_second=1000.0), dict(name="nanoGPT", per_second=5000.0)]
     file = tmp_path / "train.json"
     file.write_text(json.dumps(dict(work="train", contenders=rows, shape=dict(model=shape))))
-    cost = lambda m: plan.flops_per_token(plan.bare_model(m), m.block_size)  # noqa: E731
+    cost = lambda m: plan.flops_per_token(plan.bare_model(m), m.block_size)
     want = 1000 * cost(GPTConfig(**shape))
     assert plan.reached(str(file)) == want
     args = ["-m", "gpt2_course.plan", "--gpus", "1", "--gpu", "cpu", "--measured", file]
@@ -200,7 +201,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("kind", REAL)
-def test_runs_that_are_really_ill(run, data, tmp_path, kind):  # noqa: F811
+def test_runs_that_are_really_ill(run, data, tmp_path, kind):
     out = tmp_path / "run"
     done = run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out, "--sample-every", "0", *REAL[kind]], status=None)
     assert done.returncode in (0, 2)

@@ -15,14 +15,15 @@ import psutil
 import pytest
 import tiktoken
 import tiktoken_ext.openai_public
-from conftest import REPO, offline_env
-from fake_hub import Hub
 from gpt2_course import config, prepare, tokenizer
 from gpt2_course.config import PrepareConfig, UserError
-from gpt2_course.data import open_split, read_shard, sha256_file, verify
+from gpt2_course.data import open_split, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_commands import refused
+
+from conftest import REPO, offline_env
+from fake_hub import Hub
+from runs import refused
 
 EOT = 50256
 SAMPLE = REPO / "data" / "sample.parquet"

@@ -9,9 +9,10 @@ import tomllib
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from conftest import REPO, copy_repo, lacking, offline_env
 from gpt2_course.config import PrepareConfig, parse
 from gpt2_course.train import read_options
+
+from conftest import REPO, copy_repo, lacking, offline_env
 
 POSIX, WINDOWS = {"", "sh", "bash", "shell", "console"}, {"powershell", "pwsh", "ps1"}
 COMMAND = re.compile(r"(make|python|torchrun|pip)( |$)")  # what a command in the text or in an indented block begins with

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from conftest import offline_env
 from gpt2_course import checkpoint, train
+
+from conftest import offline_env
+from runs import refused
 from soak import WORKERS, Bench, rows_of_scorecard, small_checkpoint, torchrun
-from test_commands import refused
 
 TABLE = rows_of_scorecard()
 
@@ -49,7 +50,7 @@ def test_a_user_error_is_not_tried_again(bench):
 
 def test_only_the_launch_that_began_a_run_takes_it_up(monkeypatch, tmp_path):
     "A second attempt implies --resume if status.json names its own launch and a checkpoint is there; a first attempt never does"
-    ask = lambda: train.read_options(["--out", str(tmp_path)]).resume  # noqa: E731
+    ask = lambda: train.read_options(["--out", str(tmp_path)]).resume
     (tmp_path / "config.json").write_text("{}")
     small_checkpoint(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")

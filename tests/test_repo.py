@@ -3,12 +3,14 @@
 import ast
 import hashlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import REPO, copy_repo, repo_files
+
+from conftest import REPO, copy_repo, offline_env, repo_files
 
 FILES = repo_files()
 NOTEBOOKS = [name for name in FILES if name.parts[0] == "nbs" and name.suffix == ".ipynb"]
@@ -21,39 +23,6 @@ TOP_LEVEL = set(
     " CONTRIBUTING.md .ci .github .gitignore .gitattributes".split()
 )
 
-# An import goes only to a module of a row above; modules of one row do not import each other.
-ORDER = """
-config
-tokenizer
-data
-bigram
-mlp
-attention
-blocks
-model
-variants
-pretrained
-generation
-optim
-checkpoint
-evals
-prepare
-distributed
-speed
-trainer
-quick
-plan
-doctor
-viz
-bench
-ablation
-scaling
-train sample evaluate export
-""".strip().splitlines()
-RANK = {module: rank for rank, row in enumerate(ORDER) for module in row.split()}
-# These may import any module but the commands, and those of a row above; no other module imports them.
-BESIDE = ["flash", "compare tally", "check", "challenge", "capstone"]
-APART = {module: rank for rank, row in enumerate(BESIDE) for module in row.split()}
 BY_HAND = Path("gpt2_course/exercises")  # the only part of the package that no notebook exports
 
 AT_IMPORT = {"torch", "numpy", "tiktoken", "tiktoken_ext", "tyro", "tqdm", "safetensors", "regex"}
@@ -161,60 +130,24 @@ def test_exported_definitions_are_short(name):
     assert not long, f"definitions of more than 45 lines: {long}"
 
 
-def stars(tree: ast.Module) -> list[str]:
-    return [
-        f"from {node.module} import *"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
-    ]
-
-
-@each(NOTEBOOKS)
-def test_no_star_import_in_notebook(name):
-    found = [(label(cell), star) for cell in code_cells(name) for star in stars(python_of(cell.source))]
-    assert not found, found
-
-
-@each([name for name in FILES if name.suffix == ".py"])
-def test_no_star_import_in_module(name):
-    assert not stars(ast.parse((REPO / name).read_text("utf-8")))
-
-
 # --- modules ---
 
 
-def own_imports(name: Path) -> set[str]:
-    "Modules of gpt2_course that a module imports, anywhere in it"
-    found, tree = set(), ast.parse((REPO / name).read_text("utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = name.parent.parts[: len(name.parent.parts) - node.level + 1] if node.level else ()
-            base = ".".join(filter(None, [*above, node.module]))
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "gpt2_course" else [base]
-        else:
-            continue
-        for dotted in names:
-            parts = dotted.split(".")
-            if parts[0] == "gpt2_course" and len(parts) > 1 and not parts[1].startswith("_"):
-                found.add(parts[1])
-    return found
+def test_imports_keep_the_order_of_the_modules():
+    "The rows stand in pyproject.toml; import-linter reads every import, also those inside functions"
+    done = subprocess.run([Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=REPO, capture_output=True, text=True, env=offline_env())
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_ruff_finds_nothing():
+    "Unused names, star imports, long lines, traps: notebooks, modules, tests and the site's scripts"
+    done = subprocess.run([Path(sys.executable).parent / "ruff", "check", "--no-cache", "--output-format", "concise"], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 @each(TAUGHT)
-def test_imports_go_upwards(name):
-    module, by_hand = name.stem, BY_HAND in name.parents
-    assert by_hand or name.parent == Path("gpt2_course"), "the package is flat, but for the exercises"
-    assert by_hand or module in RANK or module in APART, f"{module} is not in ORDER"
-    for other in own_imports(name):
-        if by_hand or module in APART:
-            beside = other == "exercises" or APART.get(other, len(BESIDE)) < APART.get(module, len(BESIDE))
-            assert beside or RANK.get(other, RANK["train"]) < RANK["train"], f"{module} imports {other}, which is not above it"
-        else:
-            assert other not in APART, f"{module} imports {other}, which stands apart"
-            assert other in RANK, f"{module} imports {other}, which is not in ORDER"
-            assert RANK[other] < RANK[module], f"{module} imports {other}, which is not above it"
+def test_the_package_is_flat_but_for_the_exercises(name):
+    assert BY_HAND in name.parents or name.parent == Path("gpt2_course")
 
 
 @each([name for name in TAUGHT if BY_HAND in name.parents])

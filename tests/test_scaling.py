@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from gpt2_course.scaling import PUBLISHED, bootstrap, fit, law, optimal
-from test_commands import refused
-from test_trainer import data, metrics  # noqa: F401 (fixtures)
+
+from runs import metrics, refused
 
 TINY = (
     "--layers 1 1 2 --widths 16 24 32 --steps 4 8 --seeds 1 --held-layers 2 --held-width 64 --held-steps 12 --batch-tokens 128 --block-size 16"
@@ -16,13 +16,13 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def held(run, data, tmp_path_factory):  # noqa: F811
+def held(run, data, tmp_path_factory):
     "A grid of six runs and its prediction, without the run that tests it"
     out = tmp_path_factory.mktemp("scaling") / "grid"
     return out, run(["-m", "gpt2_course.scaling", out, "--data", data, *TINY, "--hold"]).stdout
 
 
-def test_prediction_comes_first_and_stays(run, data, held, tmp_path):  # noqa: F811
+def test_prediction_comes_first_and_stays(run, data, held, tmp_path):
     "--hold stops before the run; without it the run is made, and neither the prediction nor the grid is touched"
     out, said = held
     note = json.loads((out / "prediction.json").read_text())
@@ -40,7 +40,7 @@ def test_prediction_comes_first_and_stays(run, data, held, tmp_path):  # noqa: F
     assert all(p["loss"] == pytest.approx(metrics(whole / p["name"], "val")[-1]["loss"], abs=1e-4) for p in results["points"])
 
 
-def test_a_run_without_a_prediction_is_refused(run, data, held, tmp_path):  # noqa: F811
+def test_a_run_without_a_prediction_is_refused(run, data, held, tmp_path):
     out = tmp_path / "late"
     shutil.copytree(held[0], out)
     (out / "prediction.json").rename(tmp_path / "prediction.json")
@@ -61,7 +61,7 @@ def test_a_run_without_a_prediction_is_refused(run, data, held, tmp_path):  # no
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_refusals(run, data, held, change, says):  # noqa: F811
+def test_refusals(run, data, held, change, says):
     before = {p: p.stat().st_mtime_ns for p in held[0].rglob("*")}
     assert says in refused(run(["-m", "gpt2_course.scaling", held[0], "--data", data, *TINY, *change], status=2))
     assert {p: p.stat().st_mtime_ns for p in held[0].rglob("*")} == before

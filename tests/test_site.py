@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+
 from conftest import REPO
 
 CI = bool(os.environ.get("CI"))

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO, offline_env
 from gpt2_course import plan, speed
 from gpt2_course.attention import attend, sdpa
 from gpt2_course.config import CHOICES, GPTConfig, UserError
@@ -17,12 +16,13 @@ from gpt2_course.optim import adamw
 from gpt2_course.speed import ChunkedLoss, LadderConfig, Rung, Worker, agree, attention_of, blocked, climb, ladder, loss_of, pairwise, table
 from gpt2_course.trainer import pick_attention, pick_loss
 from gpt2_course.variants import VARIANTS, make_gpt
-from test_commands import refused
-from test_plan import kept_by_autograd
-from test_trainer import TINY, data, losses, one, torchrun  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import REPO, offline_env
+from runs import TINY, losses, refused, torchrun
+from test_plan import kept_by_autograd
 
 CFG = GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32)
 CPU = torch.device("cpu")
@@ -266,7 +266,7 @@ def test_curves_agree(dtype, within):
 FAST = ["--attention", "blocked", "--loss", "chunked"]
 
 
-def test_trainer_takes_the_fast_path(run, data, one, tmp_path):  # noqa: F811
+def test_trainer_takes_the_fast_path(run, data, one, tmp_path):
     "The same run within 1e-5, accumulated; taken up again, validated alone"
     out = tmp_path / "fast"
     done = run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out, *FAST], OMP_NUM_THREADS="1")
@@ -280,7 +280,7 @@ def test_trainer_takes_the_fast_path(run, data, one, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes(run, data, one, tmp_path, parallel):  # noqa: F811
+def test_two_processes(run, data, one, tmp_path, parallel):
     out = tmp_path / parallel
     run(torchrun(2, "-m", "gpt2_course.train", *TINY, "--data", data, "--out", out, *FAST, "--parallel", parallel), OMP_NUM_THREADS="1")
     torch.testing.assert_close(torch.tensor(losses(out)), torch.tensor(losses(one)), atol=1e-5, rtol=0)
@@ -294,7 +294,7 @@ def test_auto_takes_the_faster_part():
     assert pick_loss("full", CPU, 2**40) == "full" and pick_attention("sdpa", CPU, b, 1024) == "sdpa"
 
 
-def test_unknown_names(run, data, tmp_path):  # noqa: F811
+def test_unknown_names(run, data, tmp_path):
     for flags, says in ((["--loss", "chunkd"], "--loss 'chunkd' is unknown"), (["--attention", "block"], "did you mean blocked?")):
         assert says in refused(run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", tmp_path / "x", *flags], status=2))
 

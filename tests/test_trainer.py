@@ -6,60 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, offline_env
 from safetensors.torch import load_file
 
-WORKER = REPO / "tests" / "workers" / "fit_digest.py"
-TINY = (
-    "--preset nano-char --device cpu --dtype float32 --no-compile --steps 10 --batch-tokens 512 --micro-batch 4 --model.block-size 32"
-    " --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --optim.warmup 3 --optim.lr 1e-2 --optim.min-lr 1e-3 --log-every 1 --eval-every 5"
-    " --eval-tokens 2048 --sample-every 5 --sample-tokens 8 --save-every 5"
-).split()
-
-
-@pytest.fixture(scope="session")
-def data(run, tmp_path_factory) -> Path:
-    "The embedded corpus as characters"
-    out = tmp_path_factory.mktemp("data") / "char"
-    run(["-m", "gpt2_course.prepare", "shakespeare", "--tokenizer", "char", "--out", out])
-    return out
-
-
-def torchrun(n, *args):
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *map(str, args)]
-
-
-def metrics(out, split="train"):
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
-
-
-def losses(out, split="train"):
-    return [row["loss"] for row in metrics(out, split)]
-
-
-def weights(out, step=10):
-    return load_file(out / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
-
-
-@pytest.fixture(scope="session")
-def one(run, data, tmp_path_factory) -> Path:
-    "Ten undisturbed steps in one process, four micro-batches each"
-    out = tmp_path_factory.mktemp("run") / "one"
-    run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out], OMP_NUM_THREADS="1")
-    return out
-
-
-@pytest.fixture(scope="session")
-def two(run, data, tmp_path_factory):
-    "The same in two processes, two micro-batches each: the run directory and what the ranks printed"
-    out = tmp_path_factory.mktemp("run") / "two"
-    done = run(torchrun(2, WORKER, *TINY, "--data", data, "--out", out), OMP_NUM_THREADS="1")
-    return out, [line.split()[2] for line in done.stdout.splitlines() if line.startswith("rank ")]
+from conftest import REPO, offline_env
+from runs import TINY, WORKER, losses, metrics, torchrun, weights
 
 
 def test_run_directory(one):
@@ -94,6 +47,7 @@ def test_two_ranks_equal_one_process(one, two):
         torch.testing.assert_close(torch.tensor(losses(two[0], split)), torch.tensor(losses(one, split)), rtol=1e-6, atol=0)
 
 
+@pytest.mark.alone
 def test_tokens_per_second_counts_all_ranks_without_evaluation(two):
     "512 tokens a step whatever the ranks; `seconds` adds up the steps alone"
     for before, row in zip(metrics(two[0]), metrics(two[0])[1:]):

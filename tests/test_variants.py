@@ -10,8 +10,8 @@ from gpt2_course.config import CHOICES, GPTConfig
 from gpt2_course.generation import generate
 from gpt2_course.model import active_params, count_params, crop_block_size, flops_per_token
 from gpt2_course.variants import VARIANTS, make_gpt, unfair
-from test_commands import refused
-from test_trainer import TINY, data, losses, torchrun, weights  # noqa: F401 (fixtures)
+
+from runs import TINY, losses, refused, torchrun, weights
 
 CFG = GPTConfig(block_size=24, vocab_size=60, n_layer=2, n_head=4, n_embd=32)
 
@@ -92,7 +92,7 @@ def test_penalty_is_of_training_alone():
 
 
 @pytest.mark.parametrize("name", ["llama", "moe"])
-def test_trains_resumes_and_speaks(run, data, tmp_path, name):  # noqa: F811
+def test_trains_resumes_and_speaks(run, data, tmp_path, name):
     "Ten steps are five, a new process and five more, to the last bit; then the other commands read the run"
     flags = ["-m", "gpt2_course.train", *TINY, "--variant", name, "--data", data]
     run([*flags, "--out", tmp_path / "a"], OMP_NUM_THREADS="1")
@@ -110,7 +110,7 @@ def test_trains_resumes_and_speaks(run, data, tmp_path, name):  # noqa: F811
     run([*flags, "--out", tmp_path / "c", "--init-from", tmp_path / "a", "--steps", "3"])
 
 
-def test_two_processes_equal_one(run, data, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(run, data, tmp_path):
     "A mixture's experts without tokens do not stall or falsify DDP; the balance loss is of each micro-batch, so only nearly the same"
     flags = ["-m", "gpt2_course.train", *TINY, "--variant", "moe", "--data", data]
     run([*flags, "--out", tmp_path / "one"], OMP_NUM_THREADS="1")
@@ -120,6 +120,6 @@ def test_two_processes_equal_one(run, data, tmp_path):  # noqa: F811
         torch.testing.assert_close(one[key], two[key], atol=2e-3, rtol=0)
 
 
-def test_unknown_variant(run, data, tmp_path):  # noqa: F811
+def test_unknown_variant(run, data, tmp_path):
     says = refused(run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", tmp_path / "x", "--variant", "swigloo"], status=2))
     assert "did you mean swiglu?" in says and not (tmp_path / "x").exists()

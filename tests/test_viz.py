@@ -6,10 +6,11 @@ import re
 import shutil
 
 import pytest
-from conftest import REPO
 from gpt2_course import viz
 from gpt2_course.checkpoint import load_model
 from gpt2_course.config import UserError
+
+from conftest import REPO
 
 PAGE = REPO / "assets" / "time_machine.html"
 LOOK = REPO / "assets" / "runs" / "look-inside"

@@ -8,9 +8,10 @@ import xml.etree.ElementTree as ET
 import nbformat
 import pytest
 import torch
-from conftest import REPO
 from gpt2_course import check, doctor
 from gpt2_course.exercises import zoo
+
+from conftest import REPO
 
 BUGS = sorted(zoo.BUGS)
 CHAPTER = REPO / "nbs/tough/26_bug_zoo.ipynb"

@@ -9,7 +9,6 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
-
 from gpt2_course import checkpoint, evaluate, export, prepare, sample, train
 from gpt2_course.config import UserError
 from gpt2_course.data import sha256_file

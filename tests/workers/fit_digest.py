@@ -11,7 +11,7 @@ from gpt2_course.trainer import fit, preflight
 
 def main():
     world = World.from_env()
-    silent = lambda *a: None  # noqa: E731
+    silent = lambda *a: None
     plan = preflight(read_options(sys.argv[1:]), world, silent)
     with process_group(world, plan.device):
         run = fit(plan, world, silent)

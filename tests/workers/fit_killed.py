@@ -34,7 +34,7 @@ def main():
         return out
 
     trainer.one_step = counted
-    silent = lambda *a: None  # noqa: E731
+    silent = lambda *a: None
     plan = trainer.preflight(read_options(sys.argv[1:]), world, silent)
     with process_group(world, plan.device):
         run = trainer.fit(plan, world, silent)

@@ -19,7 +19,9 @@ def chorus(rank, world, say, group):
         loss = model(x, y)
         loss.backward()
         own = length([p.grad for p in model.parameters()])
-        for p in model.parameters(): dist.all_reduce(p.grad); p.grad /= world
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+            p.grad /= world
         with torch.no_grad():
             for p in model.parameters(): p -= 0.1 * p.grad
         averaged = length([p.grad for p in model.parameters()])

@@ -17,7 +17,9 @@ def windows(
     W = (len(ids) - 1) // T
     return ids[:W * T].view(W, T), ids[1:W * T + 1].view(W, T)
 
-def same_windows(ids, T): x, y = windows(ids, T); return x, x.clone()
+def same_windows(ids, T):
+    x, _ = windows(ids, T)
+    return x, x.clone()
 
 def parrot() -> dict:
     "Train on such windows; compare with a bigram, with unseen text, with a changed token"

@@ -27,7 +27,7 @@ def short_rations(rank, world, say, group):
         first = (s * world + rank) * B * T
         row = torch.from_numpy(ids[first:first + B * T + 1].astype(np.int64))
         say(step=s + 1, at=f"read {len(row)} tokens, from {first} on")
-        x = row[:-1].view(B, T)
+        row[:-1].view(B, T)
         dist.all_reduce(torch.ones(1000), group=group)
 
 def shards(seed):

@@ -1,0 +1,39 @@
+"""Helpers of the tests that train: the flags of a tiny run, launching it, reading what it wrote, and the one line of a refusal."""
+
+import json
+
+from safetensors.torch import load_file
+
+from conftest import REPO
+
+WORKER = REPO / "tests" / "workers" / "fit_digest.py"
+TINY = (
+    "--preset nano-char --device cpu --dtype float32 --no-compile --steps 10 --batch-tokens 512 --micro-batch 4 --model.block-size 32"
+    " --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --optim.warmup 3 --optim.lr 1e-2 --optim.min-lr 1e-3 --log-every 1 --eval-every 5"
+    " --eval-tokens 2048 --sample-every 5 --sample-tokens 8 --save-every 5"
+).split()
+
+
+def torchrun(n, *args):
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *map(str, args)]
+
+
+def metrics(out, split="train"):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def losses(out, split="train"):
+    return [row["loss"] for row in metrics(out, split)]
+
+
+def weights(out, step=10):
+    return load_file(out / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def refused(done) -> str:
+    "The one line that a refused command printed"
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stdout
+    return lines[0]
