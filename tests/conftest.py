@@ -211,11 +211,11 @@ def known_durations() -> dict[str, float]:
 
 def unit(item) -> str:
     "What a worker takes as a whole: a notebook, an exercise, else a file of tests, whose fixtures it then builds once"
-    file = item.path.name
-    if file == "test_notebooks.py" and hasattr(item, "callspec"):
-        return item.callspec.params["name"]
-    if file == "test_exercises.py" and "name" in getattr(item, "callspec", item).__dict__.get("params", {}):
-        return f"{file} {item.callspec.params['name'].split('.')[0]}"
+    file, params = item.path.name, getattr(getattr(item, "callspec", None), "params", {})
+    if file == "test_notebooks.py" and "name" in params:
+        return params["name"]
+    if file in ("test_exercises.py", "test_check.py") and "name" in params:
+        return f"{file} {params['name'].split('.')[0]}"
     return file
 
 

@@ -65,7 +65,7 @@ class Bench:
     def python(self, *args, status=0, **env):
         "Run Python to its end; an unexpected status (None: any will do) is an error"
         command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, env=self.env(**env), cwd=REPO, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, env=self.env(**env), cwd=REPO, capture_output=True, text=True, timeout=3600, stdin=subprocess.DEVNULL)
         assert status is None or done.returncode == status, f"{command}\nstatus {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 
@@ -460,6 +460,21 @@ def exercises(bench, n):
     return good, " | ".join(told)
 
 
+def challenges(bench, n):
+    "The plain solution of each open challenge with its whole budget, beside the score that is published (speed depends on the machine)"
+    code = (
+        "from gpt2_course import check, challenge; check.load_all()\n"
+        "for name, c in challenge.CHALLENGES.items():\n"
+        "    s = challenge.challenge(name, ours=True)\n"
+        "    near = abs(s.value / c.to_beat - 1) < (0.5 if 'ratio' in c.unit or 'times' in c.unit else 0.05)\n"
+        "    print(name, f'{s.value:.4g}', 'published', c.to_beat, '' if near else 'FAR: ' + s.message)"
+    )
+    done = bench.python("-c", code, status=None)
+    lines = done.stdout.strip().splitlines()
+    far = [line for line in lines if "FAR" in line]
+    return done.returncode == 0 and not far, f"{len(lines)} challenges" + "".join(f"; {line}" for line in far)
+
+
 @dataclass(frozen=True)
 class Row:
     "A line of the scorecard"
@@ -487,6 +502,7 @@ def rows_of_scorecard():
         "properties": Row("ranks' union = one stream; resume anywhere", "no counterexample", properties, 500, 60),
         "preflight": Row("preflight of 100 million tokens", "< 1 s", preflight_time, 100, 2),
         "exercises": Row("right answers and mistakes of all exercises", "0 refused, each by its name", exercises, 200, 0),
+        "challenges": Row("open challenges, plain solutions", "the published scores, within 5 %", challenges, 1, 0),
         "bad": Row("bad inputs", "one line, status 2, nothing written", bad_inputs, 2, 0),
     }
 

@@ -466,4 +466,4 @@ set_challenge(Challenge(
     "s = 0, 1, ...: it reads p.grad of the parameters and moves them. The model, the batches "
     "and the number of steps are fixed; how to move the parameters is up to you.",
     score=steer, plain=as_in_the_chapter, to_beat=2.69, unit="nats per letter on Macbeth",
-    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60, fixed=True))

@@ -438,4 +438,4 @@ set_challenge(Challenge(
     "different numbers in it, so that a weight needs less than three bits. Every matrix of a model "
     "trained on Hamlet is replaced by the result; then the model is tested on Macbeth.",
     score=loss_when_shrunk, plain=plain_shrink, to_beat=3.367, unit="nats per character on Macbeth",
-    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=45))
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=45, fixed=True))

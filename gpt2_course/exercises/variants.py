@@ -395,4 +395,4 @@ set_challenge(Challenge(
     "of that shape. It is trained for 300 steps on four tragedies, then evaluated on Macbeth.",
     score=trained_part, plain=lambda cfg: (make_gpt(cfg, "llama"), 3e-3),
     to_beat=2.262, unit="nats per letter on Macbeth",
-    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60))
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=60, fixed=True))

@@ -305,4 +305,4 @@ set_challenge(Challenge(
     "Return a function (m, C) -> (m, V) logits that reads what half of the model already knows.",
     score=probe_loss, plain=straight_line, to_beat=1.847,
     unit="nats per letter on a held-out play",
-    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30))
+    measured="two cores of an AMD EPYC, one thread, November 2026", seconds=30, fixed=True))

@@ -115,4 +115,5 @@ set_challenge(Challenge(
          "rows of 180 other runs; it returns the list of the patients' names: \"healthy\", or the "
          "cage whose bug the run has (ten known runs and twenty patients of each).",
     score=share_right, plain=by_rules, to_beat=0.6778, unit="of the patients named correctly",
-    measured="two cores of an AMD EPYC, one thread, November 2026", lower=False, seconds=30))
+    measured="two cores of an AMD EPYC, one thread, November 2026", lower=False, seconds=30,
+    fixed=True))
