@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ..attention import CausalSelfAttention, attend
 from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig, packaged
-from ..tokenizer import CharTokenizer
+from ..config import GPTConfig
+from .plays import letter_tensors
 
 
 def mask_sizes(
@@ -334,9 +334,7 @@ def loss_of_reader(
 ) -> float:       # nats per letter on Macbeth
     "Train the chapter's reader on Hamlet with this mix, and let it read Macbeth"
     must_be_attention(mix)
-    hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text() for n in ("hamlet", "macbeth"))
-    tok = CharTokenizer(hamlet + macbeth)
-    train, val = (torch.tensor(tok.encode(t)) for t in (hamlet, macbeth))
+    tok, train, val = letter_tensors()
     torch.manual_seed(0)
     net, g = Reader(tok.n_vocab, mix), torch.Generator().manual_seed(0)
     opt = torch.optim.Adam(net.parameters(), lr=lr)

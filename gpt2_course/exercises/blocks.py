@@ -13,8 +13,8 @@ from ..attention import CausalSelfAttention
 from ..blocks import MLP, LayerNorm
 from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig, packaged
-from ..tokenizer import CharTokenizer
+from ..config import GPTConfig
+from .plays import letter_tensors
 
 
 def layer_norm(
@@ -478,9 +478,7 @@ def loss_of_stack(
     depth=12, steps=120, lr=1e-2, C=32,
 ) -> float:       # nats per character on Macbeth
     "Train twelve blocks, put together by this function, on Hamlet, and let them read Macbeth"
-    hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text() for n in ("hamlet", "macbeth"))
-    tok = CharTokenizer(hamlet + macbeth)
-    train, val = (torch.tensor(tok.encode(t)) for t in (hamlet, macbeth))
+    tok, train, val = letter_tensors()
     cfg = GPTConfig(block_size=32, n_layer=1, n_head=4, n_embd=C)
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig, packaged
+from ..config import GPTConfig
 from ..model import GPT
-from ..tokenizer import CharTokenizer
+from .plays import letter_tensors
 
 
 def all_shapes(V, T, L, C):
@@ -366,9 +366,7 @@ def loss_for_flops(
     seconds=None, # the budget is a number of FLOPs
 ) -> float:       # nats per character on Macbeth
     "Train a model of this shape on Hamlet until the FLOPs are spent, and let it read Macbeth"
-    hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text() for n in ("hamlet", "macbeth"))
-    tok = CharTokenizer(hamlet + macbeth)
-    train, val = (torch.tensor(tok.encode(t)) for t in (hamlet, macbeth))
+    tok, train, val = letter_tensors()
     cfg, lr = must_be_shape(shape(tok.n_vocab), tok.n_vocab)
     T = cfg.block_size
     torch.manual_seed(0)

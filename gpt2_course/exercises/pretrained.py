@@ -9,9 +9,9 @@ import torch
 
 from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
-from ..config import GPTConfig, packaged
+from ..config import GPTConfig
 from ..model import GPT
-from ..tokenizer import CharTokenizer
+from .plays import letter_tensors
 
 
 TABLES = ("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias",
@@ -384,9 +384,7 @@ register(Exercise(
 
 @functools.cache
 def trained(): # what is shrunk, a model that has read Hamlet; and Macbeth, in rows
-    hamlet, macbeth = (packaged(f"shakespeare/{n}.txt").read_text() for n in ("hamlet", "macbeth"))
-    tok = CharTokenizer(hamlet + macbeth)
-    data, val = (torch.tensor(tok.encode(t)) for t in (hamlet, macbeth))
+    tok, data, val = letter_tensors()
     torch.manual_seed(0)
     cfg = GPTConfig(block_size=64, vocab_size=tok.n_vocab, n_layer=2, n_head=4, n_embd=64)
     model, steps = GPT(cfg), 600

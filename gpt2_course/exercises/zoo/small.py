@@ -3,23 +3,14 @@
 import hashlib, math
 from functools import cache
 
-import numpy as np
 import torch
 
 from ...attention import sdpa
-from ...config import GPTConfig, packaged
+from ...config import GPTConfig
 from ...data import TokenLoader
 from ...model import GPT
-from ...tokenizer import CharTokenizer
+from ..plays import letters
 
-
-@cache
-def letters():
-    "Tokenizer of letters, (n,) ids of Hamlet, (m,) ids of Macbeth"
-    texts = [packaged(f"shakespeare/{n}.txt").read_text(encoding="utf-8")
-             for n in ("hamlet", "macbeth")]
-    tok = CharTokenizer("".join(texts))
-    return tok, *(np.array(tok.encode(t), np.uint16) for t in texts)
 
 def tiny(
     seed:int=0, dropout:float=0.0, attention=sdpa, V:int | None=None, C:int=32, L:int=2,
