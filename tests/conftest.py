@@ -233,6 +233,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_logreport(report):
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid}", flush=True)  # at once, not only at the end
     for name, value in report.user_properties if report.when == "call" else ():
         if name == "notebook":
             NOTEBOOKS_RUN[value[0]] = value[1]
