@@ -109,7 +109,7 @@ class Shell:
             assert "--nproc-per-node" in told and "validation loss" in told.strip().splitlines()[-1]
             return
         told = self.call("make", "-n", *words)
-        tool = dict(test="-m pytest", lab="-m jupyterlab", docs="docs/build.py", train="-m torch.distributed.run", clean="rm -rf")
+        tool = dict(test="tests/run.py", lab="-m jupyterlab", docs="docs/build.py", train="-m torch.distributed.run", clean="rm -rf")
         assert next(uses for target, uses in tool.items() if words[0].startswith(target)) in told, told
         for word in words[1:]:
             assert word.partition("=")[2] in told, f"{word} changes nothing"
