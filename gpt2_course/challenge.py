@@ -7,10 +7,10 @@ __all__ = ['CHALLENGES', 'Challenge', 'set_challenge', 'find_challenge', 'Score'
            'records']
 
 # %% ../nbs/reference/challenge.ipynb #imports
-import contextlib, importlib, math, time
+import math, time
 from dataclasses import dataclass
 
-from .check import TimeUp, guarded, is_stub, load_all, place, within
+from .check import TimeUp, guarded, is_stub, load_all, look_up, place, within
 from .compare import clip, kind
 from .tally import read_tally, write_tally
 
@@ -42,14 +42,7 @@ def find_challenge(
     name:str, # "mlp.macbeth"
 ) -> Challenge:
     "Look a challenge up; an unknown name raises `KeyError` with the nearest one"
-    from gpt2_course.config import did_you_mean
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module(f"gpt2_course.exercises.{str(name).split('.')[0]}")
-    if name not in CHALLENGES:
-        load_all()
-        near = did_you_mean(name, CHALLENGES)
-        if name not in CHALLENGES: raise KeyError(f"no challenge {name!r}{near}")
-    return CHALLENGES[name]
+    return look_up(name, CHALLENGES, "challenge")
 
 # %% ../nbs/reference/challenge.ipynb #result
 @dataclass(frozen=True)
