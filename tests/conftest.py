@@ -1,5 +1,6 @@
 """What the tests share: the repository's files, a copy of them, processes without a network, data and runs that are made once, and how two workers divide the work."""
 
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -177,20 +178,29 @@ def two(run, data, tmp_path_factory):
 
 def lacking(what: str):
     "Skip a test that cannot run here; in CI, where everything is installed, fail it"
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is missing")
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
 
 
-@pytest.fixture(scope="module")  # no longer: while Playwright runs, its event loop does, too
-def browser():
-    "Headless Chromium, driven by Playwright"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    "A Chromium that is already on this machine, and what drives it"
+    if not importlib.util.find_spec("playwright"):
         lacking("playwright (pip install playwright)")
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+    if not found:
+        with sync_playwright() as playwright:
+            found = playwright.chromium.executable_path
+    return found if os.path.exists(found) else lacking("Chromium (playwright install chromium)")
+
+
+@pytest.fixture(scope="module")  # no longer: while Playwright runs, the thread counts as inside its event loop
+def browser(chromium):
+    "Headless Chromium, driven by Playwright"
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), playwright.chromium.executable_path)
-        if not os.path.exists(chromium):
-            lacking("Chromium (playwright install chromium)")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -10,7 +10,6 @@ import json
 import os
 import posixpath
 import re
-import shutil
 import sys
 import threading
 from html.parser import HTMLParser
@@ -20,18 +19,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from conftest import REPO
+from conftest import REPO, lacking
 
-CI = bool(os.environ.get("CI"))
 AXE = Path(os.environ.get("AXE", REPO / "build/axe/node_modules/axe-core/axe.min.js"))
 PARTS = [part for part in yaml.safe_load((REPO / "nbs/sidebar.yml").read_text("utf-8"))["website"]["sidebar"]["contents"]]
 NOTEBOOKS = ["index.ipynb"] + [page for part in PARTS if isinstance(part, dict) for page in part["contents"]]
 CHAPTERS = NOTEBOOKS[1:]
-
-
-def absent(what: str):
-    "A tool that a reader may lack; continuous integration may not"
-    (pytest.fail if CI else pytest.skip)(f"{what} is not installed (.ci/run installs what the tests of the site need)")
 
 
 def cells(page: str) -> list[dict]:
@@ -315,32 +308,11 @@ def served(site):
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
-def executable() -> str:
-    "A Chromium that is already on this machine, and what drives it"
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-    if not found:
-        absent("Chromium")
-    if not importlib.util.find_spec("playwright"):
-        absent("playwright")
-    return found
-
-
-@pytest.fixture(scope="session")
-def chromium(executable):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
-        yield browser
-        browser.close()
-
-
 class Watched:
     "A tab that remembers what went wrong in it"
 
-    def __init__(self, chromium, served: str, theme: str = "light", width: int = 1280):
-        self.context = chromium.new_context(color_scheme=theme, viewport=dict(width=width, height=900))
+    def __init__(self, browser, served: str, theme: str = "light", width: int = 1280):
+        self.context = browser.new_context(color_scheme=theme, viewport=dict(width=width, height=900))
         self.tab, self.served, self.faults, self.loaded = self.context.new_page(), served, [], []
         self.tab.on("console", lambda m: self.faults.append(f"{self.tab.url}: {m.text}") if m.type == "error" else None)
         self.tab.on("pageerror", lambda e: self.faults.append(f"{self.tab.url}: {e}"))
@@ -359,8 +331,8 @@ class Watched:
 
 
 @pytest.fixture
-def watched(chromium, served):
-    return functools.partial(Watched, chromium, served)
+def watched(browser, served):
+    return functools.partial(Watched, browser, served)
 
 
 # What axe need not see twice: two pieces of code of one colour, the twenty-first description of the reference and its
@@ -388,13 +360,13 @@ def said_by_axe(tab, which: str) -> list[str]:
     return [shown(fault) for fault in found if fault["impact"] in ("serious", "critical")]
 
 
-def look_at(pages: list[str], executable: str, served: str) -> dict[str, list]:
+def look_at(pages: list[str], chromium: str, served: str) -> dict[str, list]:
     "Open pages one after another, as a telephone and as a desk, light and dark; returns what was found"
     from playwright.sync_api import sync_playwright
 
     found = dict(opened=[], faults=[], loaded=[], wide=[], light=[], dark=[])
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         with Watched(browser, served, width=390) as w:
             for page in pages:
                 w.tab.set_viewport_size(dict(width=390, height=900))
@@ -416,10 +388,10 @@ def look_at(pages: list[str], executable: str, served: str) -> dict[str, list]:
 
 
 @pytest.fixture(scope="session")
-def looked(executable, served, ours) -> dict[str, list]:
+def looked(chromium, served, ours) -> dict[str, list]:
     "All pages, by two browsers at once"
     with concurrent.futures.ThreadPoolExecutor(2) as both:
-        first, second = both.map(lambda pages: look_at(pages, executable, served), (ours[::2], ours[1::2]))
+        first, second = both.map(lambda pages: look_at(pages, chromium, served), (ours[::2], ours[1::2]))
     return {key: first[key] + second[key] for key in first}
 
 
@@ -437,7 +409,7 @@ def test_every_page_opens_quietly_and_fits_a_telephone(looked, ours, served):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_serious_accessibility_fault(looked, theme):
     if not AXE.is_file():
-        absent("axe-core")
+        lacking("axe-core (npm install --prefix build/axe axe-core)")
     assert not looked[theme], "\n".join(looked[theme])
 
 
