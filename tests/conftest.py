@@ -1,10 +1,7 @@
 """What the tests share: the repository's files, a copy of them, processes without a network, data and runs that are made once, and how two workers divide the work."""
 
 import importlib.util
-import itertools
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import shutil
 import subprocess
@@ -14,14 +11,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from workers.module import start
+from forked import POSSIBLE, Forks, is_ours, unpack
 
 REPO = Path(__file__).resolve().parents[1]
 OFFLINE = REPO / "tests" / "offline"
 NOT_OURS = {".venv", "runs", "my_course", "_docs", "_proc", "build", "dist", ".git"}
 DURATIONS = REPO / "tests" / "durations.json"  # seconds per test file and per notebook, by tests/run.py --record
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-THREADS = max(1, (os.cpu_count() or 1) // WORKERS)  # of each worker and of what it starts
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+THREADS = max(1, CORES // SIDE_BY_SIDE)  # of each worker and of what it starts
 
 
 def repo_files(root: Path = REPO) -> list[Path]:
@@ -74,37 +72,17 @@ def py() -> str:
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory):
-    "forked(args, cwd, env, timeout) -> status, stdout, stderr of `python -m` by tests/workers/module.py; None where processes cannot be forked"
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return None
-    context, folder, count = multiprocessing.get_context("forkserver"), tmp_path_factory.mktemp("forked"), itertools.count()
-    context.set_forkserver_preload(["torch", "numpy", "tyro", "tiktoken", "tqdm", "pytest"])
-    before = dict(os.environ)
-    os.environ.update(offline_env(), OMP_NUM_THREADS=str(THREADS))
-    multiprocessing.forkserver.ensure_running()
-    os.environ.clear()
-    os.environ.update(before)
-
-    def forked(args, cwd, env, timeout):
-        out, err = (folder / f"{next(count)}.{name}" for name in ("out", "err"))
-        out.touch(), err.touch()
-        process = context.Process(target=start, args=(args, str(cwd), env, str(out), str(err)))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(args, timeout)
-        return process.exitcode, out.read_text("utf-8"), err.read_text("utf-8")
-
-    return forked
+def forks() -> Forks | None:
+    "Processes that need not import torch; None where there is no fork"
+    return Forks(offline_env()) if POSSIBLE else None
 
 
 @pytest.fixture(scope="session")
-def run(py, forked):
+def run(py, forks):
     """run(args, ...) -> CompletedProcess with text; `py` is put in front, there is no network, a status other than `status` fails
 
-    Commands of the package are forked from a process that has torch imported, unless `fresh` asks for a new one.
+    Commands of the package and workers of the tests are forked from a process that has torch imported, and so are the processes
+    that torchrun would start, unless `fresh` asks for a new Python, and for torchrun.
     """
 
     def run(
@@ -117,12 +95,11 @@ def run(py, forked):
         **env: str,  # more environment
     ) -> subprocess.CompletedProcess:
         args, env = list(map(str, args)), offline_env(root, **env)
-        command = [py, *args]
-        if forked and not fresh and args[0] == "-m" and args[1].startswith("gpt2_course.") and root == REPO:
-            done = subprocess.CompletedProcess(command, *forked(args[1:], cwd, env, timeout))
+        if forks and not fresh and root == REPO and is_ours(unpack(args)[1]):
+            done = forks.run(args, cwd, env, timeout)
         else:
-            done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        told = f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            done = subprocess.run([py, *args], cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        told = f"{' '.join([py, *args])}\nexit status {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         assert status is None or done.returncode == status, told
         return done
 
@@ -138,7 +115,7 @@ def repo_copy(tmp_path_factory) -> Path:
 def shared(tmp_path_factory, name: str, make) -> Path:
     "A directory that `make` fills, once for all workers: others wait until it is whole; nobody may write into it"
     root = tmp_path_factory.getbasetemp()
-    root = root.parent if WORKERS > 1 else root
+    root = root.parent if SIDE_BY_SIDE > 1 else root
     out, done = root / "shared" / name, root / "shared" / f"{name}.done"
     out.parent.mkdir(exist_ok=True)
     with FileLock(root / "shared" / f"{name}.lock"):
@@ -238,7 +215,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         item.add_marker(pytest.mark.xdist_group(unit(item)))
         item.user_properties.append(("unit", unit(item)))
-    if WORKERS > 1:
+    if SIDE_BY_SIDE > 1:
         items.sort(key=lambda item: (-seconds.get(unit(item), 5.0), order[unit(item)]))
 
 

@@ -4,18 +4,15 @@ import json
 
 from safetensors.torch import load_file
 
-from conftest import REPO
+from forked import WORKERS, torchrun
 
-WORKER = REPO / "tests" / "workers" / "fit_digest.py"
+__all__ = ["TINY", "WORKER", "losses", "metrics", "refused", "torchrun", "weights"]
+WORKER = WORKERS / "fit_digest.py"
 TINY = (
     "--preset nano-char --device cpu --dtype float32 --no-compile --steps 10 --batch-tokens 512 --micro-batch 4 --model.block-size 32"
     " --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --optim.warmup 3 --optim.lr 1e-2 --optim.min-lr 1e-3 --log-every 1 --eval-every 5"
     " --eval-tokens 2048 --sample-every 5 --sample-tokens 8 --save-every 5"
 ).split()
-
-
-def torchrun(n, *args):
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *map(str, args)]
 
 
 def metrics(out, split="train"):

@@ -36,8 +36,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from conftest import REPO, offline_env
+from forked import POSSIBLE, WORKERS, Forks, is_ours, torchrun, unpack
 
-WORKERS = REPO / "tests" / "workers"
 # Dropout is on: whoever loses a rank's random state is found out.
 TINY = (
     "--preset nano-char --device cpu --dtype float32 --no-compile --steps 20 --batch-tokens 512 --micro-batch 4 --model.block-size 32"
@@ -46,10 +46,6 @@ TINY = (
 ).split()
 TRAIN = ["-m", "gpt2_course.train"]
 SEED = 2026
-
-
-def torchrun(n, *args, restarts=0):
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "--max-restarts", str(restarts), *map(str, args)]
 
 
 class Bench:
@@ -64,10 +60,17 @@ class Bench:
 
     def python(self, *args, status=0, **env):
         "Run Python to its end; an unexpected status (None: any will do) is an error"
-        command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, env=self.env(**env), cwd=REPO, capture_output=True, text=True, timeout=3600, stdin=subprocess.DEVNULL)
-        assert status is None or done.returncode == status, f"{command}\nstatus {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        args, env = [str(a) for a in args], self.env(**env)
+        if POSSIBLE and is_ours(unpack(args)[1]):
+            done = self.forks.run(args, REPO, env, 3600)
+        else:
+            done = subprocess.run([sys.executable, *args], env=env, cwd=REPO, capture_output=True, text=True, timeout=3600, stdin=subprocess.DEVNULL)
+        assert status is None or done.returncode == status, f"{args}\nstatus {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
+
+    @cached_property
+    def forks(self):
+        return Forks(offline_env())
 
     def fresh(self, name):
         "A directory that does not exist yet"
