@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from forked import POSSIBLE, Forks, is_ours, unpack
 
@@ -196,32 +197,55 @@ def known_durations() -> dict[str, float]:
     return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
 
 
-def unit(item) -> str:
-    "What a worker takes as a whole: a notebook, an exercise, else a file of tests, whose fixtures it then builds once"
-    file, params = item.path.name, getattr(getattr(item, "callspec", None), "params", {})
-    if file == "test_notebooks.py" and "name" in params:
-        return params["name"]
-    if file in ("test_exercises.py", "test_check.py") and "name" in params:
-        return f"{file} {params['name'].split('.')[0]}"
-    return file
+def unit(nodeid: str) -> str:
+    "What one worker takes as a whole: a notebook, a chapter's exercises, else a file of tests, whose fixtures are then built once"
+    path, _, test = nodeid.partition("::")
+    name, _, params = test.rstrip("]").partition("[")
+    if name == "test_notebook_runs":
+        return params
+    if name in ("test_rule", "test_challenge"):
+        return f"{Path(path).name} {params.split('.')[0].split('-')[-1]}"
+    return Path(path).name
+
+
+class ByUnit(LoadScopeScheduling):
+    "Hands out units in the order of the list. (`--dist loadgroup` would, but xdist 3.8 loses its groups under pytest 9.2, without a word.)"
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByUnit(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
-    "The longest first, so that both workers end together; what belongs together stays together and in its order"
+    "The longest unit first, so that both workers end together; what belongs together stays together and in its order"
     seconds = known_durations()
     order = {}
     for item in items:
-        order.setdefault(unit(item), len(order))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(unit(item)))
-        item.user_properties.append(("unit", unit(item)))
+        item.user_properties.append(("unit", unit(item.nodeid)))
+        order.setdefault(unit(item.nodeid), len(order))
     if SIDE_BY_SIDE > 1:
-        items.sort(key=lambda item: (-seconds.get(unit(item), 5.0), order[unit(item)]))
+        items.sort(key=lambda item: (-seconds.get(unit(item.nodeid), 5.0), order[unit(item.nodeid)]))
+
+
+WHERE: dict[str, set[str]] = {}  # unit -> the workers that ran it
+
+
+def pytest_sessionfinish(session):
+    "Fixtures of a file that are built twice cost minutes and nothing fails: so this does"
+    torn = [name for name, workers in WHERE.items() if len(workers) > 1]
+    if torn:
+        print(f"\nFAILED: these ran on more than one worker: {', '.join(torn)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_runtest_logreport(report):
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\nFAILED {report.nodeid}", flush=True)  # at once, not only at the end
+    if hasattr(report, "node"):
+        WHERE.setdefault(unit(report.nodeid), set()).add(report.node.gateway.id)
     for name, value in report.user_properties if report.when == "call" else ():
         if name == "notebook":
             NOTEBOOKS_RUN[value[0]] = value[1]

@@ -87,7 +87,7 @@ def main() -> int:
         reports = [Path(folder) / f"{name}.xml" for name in ("together", "alone")]
         env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")}
         one_each = env | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // workers)))}
-        side_by_side = ["-n", str(workers), "--dist", "loadgroup", "--maxschedchunk", "1"] if workers > 1 else []
+        side_by_side = ["-n", str(workers), "--dist", "loadscope", "--no-loadscope-reorder"] if workers > 1 else []
         statuses = [
             phase(f"{workers} worker{'s' * (workers > 1)}", ["-m", "not network and not alone", *chosen], ["-q", *side_by_side], reports[0], one_each),
             phase("alone", ["-m", "alone and not network", *chosen], ["-q"], reports[1], env),
