@@ -17,7 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-PRELOAD = ["torch", "torch.distributed", "torch.nn.parallel", "numpy", "tyro", "tiktoken", "tqdm", "safetensors.torch", "pytest"]
+PRELOAD = [
+    *("torch", "torch.distributed", "torch.nn.parallel", "numpy", "tyro", "tiktoken", "tqdm", "safetensors.torch", "pytest"),
+    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),  # a second each, wanted by the first optimiser and by the loss curve
+]
 POSSIBLE = "forkserver" in multiprocessing.get_all_start_methods()
 WORKERS = Path(__file__).resolve().parent / "workers"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

@@ -21,7 +21,7 @@ from gpt2_course.trainer import same_tokenizer
 from conftest import REPO
 from runs import TINY, refused, torchrun
 
-ROWS = 1000
+ROWS = int(os.environ.get("HELLASWAG_ROWS", 250))  # make soak takes 1,000
 SHAKESPEARE = REPO / "assets" / "runs" / "look-inside"
 
 
@@ -64,7 +64,7 @@ def independent(model, row, tok) -> tuple[int, int, int]:
 
 
 def test_answers_are_those_of_transformers(theirs, ours, examples):
-    "No answer differs in 1,000 rows, by any of the three normalisations; and the three are not the same"
+    "No answer differs in any row, by any of the three normalisations; and the three are not the same"
     with gzip.open(packaged("hellaswag_val.jsonl.gz"), "rt", encoding="utf-8") as f:
         rows = [json.loads(next(f)) for _ in range(ROWS)]
     tok = tokenizer.gpt2()
