@@ -283,7 +283,7 @@ def signals(bench, n):
     for ranks, count in ((1, n - n // 2), (2, n // 2)):
         if not count:
             continue
-        long = ("--steps", 100 + 100 * count, "--save-every", "1000000", "--eval-every", "1000000", "--keep", "1")
+        long = ("--steps", 60 + 60 * count, "--save-every", "1000000", "--eval-every", "1000000", "--keep", "1")
         out, name = bench.fresh("signals"), None
         flags = [*(TRAIN if ranks == 1 else [WORKERS / "fit_digest.py"]), *bench.flags(out, *long)]
         for i in range(count):
@@ -469,6 +469,12 @@ def hellaswag(bench, n):
     return done.returncode == 0 and "1 passed" in done.stdout, f"{n} rows: {done.stdout.strip().splitlines()[-1].strip('= ')}"
 
 
+def site(bench, n):
+    "The site with every page examined for accessibility (skipped without Chromium and axe-core)"
+    done = bench.python("-m", "pytest", "-q", "--no-header", REPO / "tests" / "test_site.py", status=None, AXE_PAGES="all")
+    return done.returncode == 0, done.stdout.strip().splitlines()[-1].strip("= ")
+
+
 def challenges(bench, n):
     "The plain solution of each open challenge with its whole budget, beside the score that is published (speed depends on the machine)"
     code = (
@@ -512,6 +518,7 @@ def rows_of_scorecard():
         "preflight": Row("preflight of 100 million tokens", "< 1 s", preflight_time, 100, 2),
         "exercises": Row("right answers and mistakes of all exercises", "0 refused, each by its name", exercises, 200, 0),
         "hellaswag": Row("answers to HellaSwag beside transformers", "none differs", hellaswag, 1000, 0),
+        "site": Row("pages of the site, all examined by axe", "no serious fault", site, 1, 0),
         "challenges": Row("open challenges, plain solutions", "the published scores, within 5 %", challenges, 1, 0),
         "bad": Row("bad inputs", "one line, status 2, nothing written", bad_inputs, 2, 0),
     }

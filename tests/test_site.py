@@ -360,8 +360,20 @@ def said_by_axe(tab, which: str) -> list[str]:
     return [shown(fault) for fault in found if fault["impact"] in ("serious", "critical")]
 
 
-def look_at(pages: list[str], chromium: str, served: str) -> dict[str, list]:
-    "Open pages one after another, as a telephone and as a desk, light and dark; returns what was found"
+def for_axe(pages: list[str]) -> set[str]:
+    """Every page that somebody wrote; of those that one template makes from each module, the contents, the longest and the shortest
+
+    With AXE_PAGES=all, as in `make soak`, every page.
+    """
+    made = {kind: [page for page in pages if page.startswith(f"{kind}/") and not page.endswith("index.html")] for kind in ("api", "source")}
+    if os.environ.get("AXE_PAGES") == "all":
+        return set(pages)
+    size = lambda page: (REPO / "gpt2_course" / Path(page).with_suffix(".py").name).stat().st_size
+    return set(pages) - {page for some in made.values() for page in sorted(some, key=size)[1:-1]}
+
+
+def look_at(pages: list[str], chromium: str, served: str, examined: set[str]) -> dict[str, list]:
+    "Open pages one after another as a telephone, and those that are to be examined as a desk, light and dark; returns what was found"
     from playwright.sync_api import sync_playwright
 
     found = dict(opened=[], faults=[], loaded=[], wide=[], light=[], dark=[])
@@ -374,7 +386,7 @@ def look_at(pages: list[str], chromium: str, served: str) -> dict[str, list]:
                 width = tab.evaluate("document.documentElement.scrollWidth")
                 found["wide"] += [f"{page}: {width}"] if width > 390 else []
                 found["opened"] += [page] if tab.title() else []
-                if AXE.is_file():
+                if AXE.is_file() and page in examined:
                     tab.set_viewport_size(dict(width=1280, height=900))
                     tab.add_style_tag(content=STILL)
                     tab.evaluate(ONCE, page == pages[0])
@@ -391,7 +403,7 @@ def look_at(pages: list[str], chromium: str, served: str) -> dict[str, list]:
 def looked(chromium, served, ours) -> dict[str, list]:
     "All pages, by two browsers at once"
     with concurrent.futures.ThreadPoolExecutor(2) as both:
-        first, second = both.map(lambda pages: look_at(pages, chromium, served), (ours[::2], ours[1::2]))
+        first, second = both.map(lambda pages: look_at(pages, chromium, served, for_axe(ours)), (ours[::2], ours[1::2]))
     return {key: first[key] + second[key] for key in first}
 
 
