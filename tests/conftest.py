@@ -1,7 +1,6 @@
 """What the tests share: the repository's files, a copy of them, processes without a network, data and runs that are made once, and how two workers divide the work."""
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -13,14 +12,13 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from forked import POSSIBLE, Forks, is_ours, unpack
+from run import cores, known_durations
 
 REPO = Path(__file__).resolve().parents[1]
 OFFLINE = REPO / "tests" / "offline"
 NOT_OURS = {".venv", "runs", "my_course", "_docs", "_proc", "build", "dist", ".git"}
-DURATIONS = REPO / "tests" / "durations.json"  # seconds per test file and per notebook, by tests/run.py --record
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-THREADS = max(1, CORES // SIDE_BY_SIDE)  # of each worker and of what it starts
+THREADS = max(1, cores() // SIDE_BY_SIDE)  # of each worker and of what it starts
 
 
 def repo_files(root: Path = REPO) -> list[Path]:
@@ -191,10 +189,6 @@ def notebook_seconds(record_property):
 
 
 # --- two workers ---
-
-
-def known_durations() -> dict[str, float]:
-    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
 
 
 def unit(nodeid: str) -> str:

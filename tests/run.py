@@ -26,11 +26,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def known_durations() -> dict[str, float]:
+    "Seconds of each unit of work (tests/conftest.py says what one is), by --record"
+    return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+
+
 def expected(workers: int) -> str:
     "How long everything took when it was last recorded, shared out; the machine is not that one"
-    if not DURATIONS.exists():
+    known = known_durations()
+    if not known:
         return ""
-    known = json.loads(DURATIONS.read_text())
     return f"about {max(sum(known.values()) / workers, max(known.values())) / 60:.0f} minutes with {workers} worker{'s' * (workers > 1)} (recorded on two cores; yours may differ)"
 
 
