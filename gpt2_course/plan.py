@@ -11,6 +11,7 @@ __all__ = ['GPU_BYTES', 'LINKS', 'NODE', 'BUCKET', 'HOP', 'REACHED', 'RUNTIME_BY
 # %% ../nbs/reference/plan.ipynb #imports
 import argparse, json, math, sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -95,9 +96,10 @@ def bytes_a_second(
     return speed
 
 # %% ../nbs/reference/plan.ipynb #parameters
+@lru_cache(maxsize=16) # an estimate asks four times for the same shape
 def bare_model(
     m:GPTConfig,
-) -> GPT: # on the meta device
+) -> GPT: # on the meta device, the same object for the same shape: read it, leave it as it is
     "A model that has shapes and no memory"
     with torch.device("meta"): return GPT(m)
 
