@@ -6,12 +6,14 @@
     python tests/mutants.py optim --sample 40 --seed 1
 
 A mutant flips a comparison, moves a constant, exchanges an operator, drops a statement or returns nothing. It lives in a process of its own, forked from
-one that has torch imported; the module's source on disk is never touched. A mutant that a test fails on, or that does not end, is caught.
+one that has imported what the tests import besides the package; the module's source on disk is never touched. A mutant that a test fails on, or that does not end, is caught.
 """
 
 import argparse
 import ast
 import copy
+import gc
+import importlib
 import importlib.abc
 import importlib.util
 import os
@@ -33,7 +35,9 @@ SUITE = {  # module -> the tests that are to notice
     "evals": ["test_evals.py"],
     "distributed": ["test_distributed.py"],
 }
-SECONDS = 120  # then a mutant is taken for an endless loop
+PRELOAD = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.nn.parallel", "torch.testing", "torch.utils.serialization", "numpy"]
+PRELOAD += ["filelock", "hypothesis", "multiprocessing.forkserver", "pytest", "regex", "safetensors.torch", "tiktoken", "tiktoken_ext.openai_public", "tyro"]
+PATIENCE = 10  # a mutant that takes so many times as long as the tests do with the code as it is, and five seconds, is taken for an endless loop
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
 COMPARE |= {ast.In: ast.NotIn, ast.NotIn: ast.In}
 BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Mult}
@@ -114,8 +118,8 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, module.__file__, "exec"), module.__dict__)
 
 
-def caught(module: str, source: str) -> bool:
-    "Whether the module's tests fail with this source, in a forked process"
+def caught(module: str, source: str, seconds: float) -> bool:
+    "Whether the module's tests fail with this source, in a forked process, or take longer than that"
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -130,7 +134,7 @@ def caught(module: str, source: str) -> bool:
         except BaseException:
             status = 1
         os._exit(0 if status == 0 else 1)
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -155,15 +159,21 @@ def main():
     import torch
 
     torch.set_num_threads(1)
+    for name in PRELOAD:
+        if importlib.util.find_spec(name.split(".")[0]):
+            importlib.import_module(name)
+    gc.freeze()
     for module in chosen.modules or SUITE:
         source = (ROOT / "gpt2_course" / f"{module}.py").read_text("utf-8")
-        assert not caught(module, source), f"the tests of {module} fail as it is"
+        began = time.monotonic()
+        assert not caught(module, source, 600), f"the tests of {module} fail as it is"
+        seconds = 5 + PATIENCE * (time.monotonic() - began)
         everything = list(mutants(source))
         if chosen.sample and chosen.sample < len(everything):
             everything = random.Random(chosen.seed).sample(everything, chosen.sample)
         alive = []
         for line, said, changed in everything:
-            if not caught(module, changed):
+            if not caught(module, changed, seconds):
                 alive.append((line, said))
                 if chosen.show:
                     print(f"  survives: {module}.py:{line}: {said}    {source.splitlines()[line - 1].strip()[:90]}", flush=True)
