@@ -86,6 +86,8 @@ def test_block_takes_parts_and_hands_the_cache_on():
 
     block = Block(CFG, attend, attn=Spy, norm=lambda C, bias: torch.nn.Identity(), mlp=lambda cfg: torch.nn.Identity())
     assert torch.equal(block(torch.ones(1, 2, 16), "a cache", 7), 2 * torch.ones(1, 2, 16)) and seen == [("a cache", 7)]
+    block(torch.ones(1, 2, 16), "a cache"), block(torch.ones(1, 2, 16))
+    assert seen[1:] == [("a cache", 0), (None, 0)]
 
 
 # --- the vocabulary is padded inside only ---
@@ -257,3 +259,4 @@ def test_crop_block_size():
             crop_block_size(model, wrong)
     by_hand = GPT(CFG, attend)
     assert crop_block_size(by_hand, 4).transformer.h[1].attn.attention is attend
+    assert crop_block_size(gpt(n_layer=1), 3).cfg.n_layer == 1

@@ -42,7 +42,14 @@ def test_decay_groups_hold_every_trained_parameter_once():
 def test_adamw_takes_the_groups():
     opt = adamw(GPT(CFG), 0.01, 0.2, (0.8, 0.9), "cpu")
     assert [(g["lr"], g["weight_decay"], g["betas"], g["fused"]) for g in opt.param_groups] == [(0.01, 0.2, (0.8, 0.9), True), (0.01, 0.0, (0.8, 0.9), True)]
-    assert not adamw(GPT(CFG), 0.01, 0.2, (0.8, 0.9), "mps").param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("device, fused", [("cpu", True), ("cuda", True), ("mps", False)])
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_adamw_is_fused_where_there_is_a_kernel(make, device, fused):
+    opt = make(GPT(CFG), 0.01, 0.2, (0.8, 0.9), device)
+    opt = opt.optimizers["adamw"] if make is muon else opt
+    assert [g["fused"] for g in opt.param_groups] == [fused, fused]
 
 
 def test_cosine_at_every_step():
@@ -116,6 +123,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     assert inner == {n for n in names.values() if n.startswith("transformer.h.") and n.endswith("weight") and "ln_" not in n}
     rest = [(names[id(p)], g["weight_decay"]) for g in opt.optimizers["adamw"].param_groups for p in g["params"]]
     assert {n for n, _ in rest} == set(names.values()) - inner and dict(rest)["transformer.wte.weight"] == 0.1 and dict(rest)["transformer.ln_f.bias"] == 0.0
+    assert [g["weight_decay"] for g in opt.optimizers["adamw"].param_groups] == [0.1, 0.0]
     group = opt.optimizers["muon"].param_groups[0]
     assert (group["lr"], group["weight_decay"], group["adjust_lr_fn"]) == (0.02, 0.1, "match_rms_adamw")
     assert [(g["lr"], g["betas"]) for g in opt.optimizers["adamw"].param_groups] == [(0.02, (0.9, 0.95))] * 2
