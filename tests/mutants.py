@@ -32,7 +32,7 @@ SUITE = {  # module -> the tests that are to notice
     "optim": ["test_optim.py"],
     "data": ["test_data.py"],
     "checkpoint": ["test_checkpoint.py"],
-    "evals": ["test_evals.py"],
+    "evals": ["test_evals_unit.py"],
     "distributed": ["test_distributed.py"],
 }
 PRELOAD = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.nn.parallel", "torch.testing", "torch.utils.serialization", "numpy"]
