@@ -64,6 +64,12 @@ def test_whole_brings_slices_together_wherever_they_are():
     assert whole({"a": [Slice(), 3], "b": {"c": Slice()}, "d": "text"}) == {"a": ["whole", 3], "b": {"c": "whole"}, "d": "text"}
 
 
+@pytest.mark.parametrize("device, ids", [(CPU, None), (torch.device("cuda", 1), [torch.device("cuda", 1)])])
+def test_a_gpu_is_named_to_its_wrapper(monkeypatch, device, ids):
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model, **more: (model, more))
+    assert wrap("model", World(1, 1, 2), device) == ("model", dict(device_ids=ids, gradient_as_bucket_view=True))
+
+
 # --- two processes in one real group ---
 
 
