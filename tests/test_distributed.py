@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import sys
 import weakref
 
 import pytest
@@ -12,7 +13,7 @@ from gpt2_course.config import GPTConfig, UserError
 from gpt2_course.distributed import World, any_over, gather, pick_device, process_group, slice_like, slice_up, sum_over, whole, wrap
 from gpt2_course.model import GPT
 
-from forked import POSSIBLE, places
+from forked import places
 
 CPU = torch.device("cpu")
 
@@ -125,9 +126,9 @@ def rank(env, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    "Their results; forked where that is possible, so that they run the code that this process has imported"
+    "Their results; forked where that is safe, so that they run the code that this process has imported: beside a GPU, autograd has threads that a fork lacks"
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("fork" if POSSIBLE else "spawn")
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
     started = [context.Process(target=rank, args=(env, str(folder))) for env in places(2)]
     for process in started:
         process.start()
