@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_world_alone_and_from_the_environment(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert World.from_env() == World(0, 0, 1) and World().main
+    assert World.from_env() == World() == World(0, 0, 1) and World().main
     monkeypatch.setenv("RANK", "5"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "8")
     assert World.from_env() == World(5, 1, 8) and not World.from_env().main
     with pytest.raises(dataclasses.FrozenInstanceError):
