@@ -42,6 +42,7 @@ PATIENCE = 10  # a mutant that takes so many times as long as the tests do with 
 EXPLAINED = {  # module -> (a part of the line, the change, why no unit test can notice)
     "attention": [("if 1 < T < S", "Lt -> LtE", "a single query sees every key: the mask would be all True")],
     "data": [("else (0, 0)", "0 -> 1", "of no tokens at all: 1 fits every dtype as 0 does")],
+    "generation": [("top_k < logits.size(-1)", "Lt -> LtE", "the best V of V tokens are all of them")],
     "evals": [
         ("B_tokens:int=8192", "8192 -> 8193", "the size of a batch changes speed and memory, no result"),
         ("ids.to(device), asked.to(device)", "without ids, asked", "the model's device is the CPU"),

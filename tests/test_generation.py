@@ -64,6 +64,12 @@ def test_top_p_keeps_no_token_once_the_better_ones_reach_it():
         assert sorted(shape_probs(torch.zeros(1, V), top_p=top_p)[0].tolist(), reverse=True) == pytest.approx([1 / kept] * kept + [0] * (V - kept))
 
 
+def test_top_p_of_1_keeps_what_rounding_would_lose():
+    logits = torch.tensor([[0.0, -30.0, -40.0]])  # in float32 the first alone adds up to 1
+    assert torch.equal(shape_probs(logits, top_p=1.0), logits.softmax(-1)) and (shape_probs(logits, top_p=1.0) > 0).all()
+    assert (shape_probs(logits, top_p=0.999) > 0).sum() == 1
+
+
 def test_dials_at_their_borders():
     for fine in ((0, None, None), (0.1, 1, 1), (3, 10**9, 1e-9), (1, None, 1.0)):
         check_dials(*fine)
@@ -133,6 +139,15 @@ def test_greedy_generation(model, use_cache):
     out = generate(model, idx, 9, temperature=0, use_cache=use_cache)
     assert out.tolist() == [greedy(model, row, 9) for row in idx.tolist()]
     assert generate(model, idx, 0).tolist() == idx.tolist()
+
+
+@pytest.mark.parametrize("cached, sizes", [({}, [3, 1, 1, 1]), (dict(use_cache=True), [3, 1, 1, 1]), (dict(use_cache=False), [3, 4, 5, 6])])
+def test_a_cache_spares_the_past(model, cached, sizes):
+    read = []
+    handle = model.transformer.wte.register_forward_hook(lambda module, args, out: read.append(args[0].size(1)))
+    generate(model, torch.zeros(2, 3, dtype=torch.long), 4, **cached)
+    handle.remove()
+    assert read == sizes
 
 
 def test_by_default_draws_at_temperature_1_from_everything(model):
