@@ -45,7 +45,8 @@ EXPLAINED = {  # module -> (a part of the line, the change, why no unit test can
     "generation": [("top_k < logits.size(-1)", "Lt -> LtE", "the best V of V tokens are all of them")],
     "evals": [
         ("B_tokens:int=8192", "8192 -> 8193", "the size of a batch changes speed and memory, no result"),
-        ("ids.to(device), asked.to(device)", "without ids, asked", "the model's device is the CPU"),
+        ("default=1), B_tokens", "1 -> 2", "of no examples at all: no batch is made"),
+        ("or [[0]])", "0 -> 1", "of no examples at all: nothing is compared with it"),
     ],
 }
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}

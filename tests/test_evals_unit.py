@@ -93,6 +93,30 @@ def test_validation_takes_B_rows_at_once_inside_autocast(model, B, times):
     assert counted.times == times and float(total[0]) == pytest.approx(sum(window_losses(model)), rel=1e-5)
 
 
+class Elsewhere:
+    "Stands for a model on another device: it notes where its input is, and goes no further"
+
+    class Seen(Exception):
+        pass
+
+    cfg, training = GPTConfig(block_size=T, vocab_size=V), False
+    eval = train = lambda self, *mode: self
+
+    def __init__(self):
+        self.transformer = torch.nn.ModuleDict(dict(wte=torch.nn.Embedding(V, 1, device="meta")))
+
+    def __call__(self, *tensors):
+        raise Elsewhere.Seen(*{t.device.type for t in tensors})
+
+    hidden = __call__
+
+
+@pytest.mark.parametrize("measure", [lambda model: evals.validation_sum(model, SHARDS, 3), lambda model: evals.ending_logprobs(model, WORDS)])
+def test_tokens_are_brought_to_the_models_device(measure):
+    with pytest.raises(Elsewhere.Seen, match="^meta$"):
+        measure(Elsewhere())
+
+
 CHOICES = [evals.Choice([1, 2, 3], [[4], [5, 6]], [1, 2], 0), evals.Choice([7], [[8, 9], [1, 1, 1]], [3, 2], 1), evals.Choice([3] * 12, [[2, 2], [4]], [2, 1], 1)]
 WORDS = [([1, 2, 3], [4]), ([5], [6, 7]), ([8] * 12, [9, 1, 2])]
 MEASURES = dict(
