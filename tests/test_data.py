@@ -88,6 +88,7 @@ def test_read_shard_maps_the_file_read_only(tmp_path, itemsize):
     "content, says",
     [
         (b"", "is empty: prepare the data again"),
+        (b"G", "is not a shard of tokens"),
         (b"GPT2TOKS", "is not a shard of tokens"),
         (header(1)[:31], "is not a shard of tokens"),
         (header(1, magic=b"GPT2TOKZ") + b"\0\0", "is not a shard of tokens .its first bytes are not GPT2TOKS"),

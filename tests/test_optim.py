@@ -66,7 +66,7 @@ def test_warm_up_stable_decay_at_every_step():
     rate = lambda s, **more: wsd_lr(s, **(dict(max_lr=1.0, min_lr=0.1, warmup=4, steps=20) | more))
     assert [rate(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     want = [1.0] * 12 + [0.1 + 0.9 * k / 4 for k in (3, 2, 1, 0)]
-    assert [rate(s) for s in range(4, 20)] == pytest.approx(want) and rate(25) == 0.1
+    assert [rate(s) for s in range(4, 20)] == pytest.approx(want) and rate(20) == rate(21) == rate(25) == 0.1
     assert [rate(s, cooldown=1.0) for s in (3, 4, 12, 19)] == pytest.approx([1.0, 0.1 + 0.9 * 15 / 16, 0.1 + 0.9 * 7 / 16, 0.1])
     assert [rate(s, cooldown=0.0) for s in (17, 18, 19)] == pytest.approx([1.0, 1.0, 0.1])
     assert wsd_lr(0, max_lr=1.0, min_lr=0.1, warmup=0, steps=1) == 0.1
