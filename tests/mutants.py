@@ -45,7 +45,9 @@ EXPLAINED = {  # module -> (a part of the line, the change, why no unit test can
     "data": [
         ("else (0, 0)", "0 -> 1", "of no tokens at all: 1 fits every dtype as 0 does"),
         ('("reserved", "V8")', "'reserved' -> 'XX'", "nobody asks for the filling by its name"),
+        ("self.cached = (-1, None)", "1 -> 2", "no epoch has a number below 0"),
     ],
+    "checkpoint": [("gauss or 0.0", "0.0 -> 1.0", "stands for a number that is not there and is not read")],
     "generation": [("top_k < logits.size(-1)", "Lt -> LtE", "the best V of V tokens are all of them")],
     "evals": [
         ("B_tokens:int=8192", "8192 -> 8193", "the size of a batch changes speed and memory, no result"),

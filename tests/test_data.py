@@ -272,10 +272,10 @@ def test_rows_of_documents(T):
 
 
 def test_documents_are_loaded_once_an_epoch_in_an_order_of_its_own():
-    shards, T = [np.array(s, np.uint16) for s in DOCUMENTS], 2
+    shards, T = [np.array(s, np.uint16) for s in DOCUMENTS], 3  # six rows, where windows would be four
     want = sorted(map(str, zip(*(t.tolist() for t in padded(shards, document_rows(shards, T, EOT), T, EOT)))))
     loader = TokenLoader(shards, len(want), T, order="documents", eot=EOT)
-    assert loader.W == len(want)
+    assert loader.W == len(want) == 6
     epochs = [[str(row) for row in zip(*(t.tolist() for t in loader.next()))] for _ in range(4)]
     assert all(sorted(e) == want for e in epochs) and len(set(map(str, epochs))) == 4
     again = TokenLoader(shards, len(want), T, order="documents", eot=EOT, position=loader.W)
@@ -313,7 +313,7 @@ def test_by_default_one_process_reads_permutations_from_the_start():
     plain, full = TokenLoader(shards, 4, 3), TokenLoader(shards, 4, 3, seed=1337, order="epochs", rank=0, world=1, position=0)
     for _ in range(3):
         assert torch.equal(plain.next()[0], full.next()[0])
-    assert plain.position == full.position == 12
+    assert plain.position == full.position == 12 and plain.order == "epochs"
 
 
 def test_an_order_is_drawn_once_an_epoch(monkeypatch):
