@@ -247,7 +247,7 @@ def test_a_published_checkpoint_may_lack_its_own_digest_but_not_all(tmp_path):
     (path / "meta.json").write_text(json.dumps({"step": 1}))
     assert not checkpoint.is_whole(path)
     (path / "meta.json").write_bytes(b"\xff\xfe")
-    assert not checkpoint.is_whole(path) and not checkpoint.is_whole(tmp_path / "nowhere")
+    assert not checkpoint.is_whole(path) and checkpoint.is_whole(tmp_path / "nowhere") is False
 
 
 def test_steps_are_sorted_by_number_and_nothing_else_counts(tmp_path):
@@ -310,6 +310,15 @@ def test_load_model_takes_the_checkpoint_and_the_device_that_are_asked_for(tmp_p
             assert next(model.parameters()).device == CPU
     assert {p.device.type for p in checkpoint.load_model(tmp_path, device="meta").parameters()} == {"meta"}
     assert {p.device.type for p in checkpoint.open_model(tmp_path, device="meta")[0].parameters()} == {"meta"}
+
+
+def test_a_choice_that_does_not_exist_is_named_with_its_file(tmp_path):
+    (path,) = saved(tmp_path, 1)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["config"]["model"]["n_heads"] = 2
+    (path / "meta.json").write_text(checkpoint.sealed(meta))
+    with pytest.raises(UserError, match="step_00000001/meta.json.*n_heads"):
+        checkpoint.load_model(tmp_path)
 
 
 class Armed:
