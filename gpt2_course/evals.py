@@ -199,12 +199,11 @@ def by_length(
     B_tokens:int,      # most tokens of a batch, padding included
 ):                     # yields lists of positions
     "Batches of neighbours in length, longest first; an example is never divided"
-    batch, longest = [], 0
+    batch = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * rows * longest > B_tokens:
+        if batch and (len(batch) + 1) * rows * lengths[batch[0]] > B_tokens:
             yield batch
             batch = []
-        longest = lengths[batch[0]] if batch else lengths[i]
         batch.append(i)
     if batch: yield batch
 

@@ -103,14 +103,16 @@ def generate(
     check_dials(temperature, top_k, top_p)
     B, T = idx.shape
     lengths = torch.as_tensor([T] * B if prompt_lengths is None else prompt_lengths)
-    require(T > 0 and int(lengths.min()) > 0, "the prompt is empty: give at least one token")
+    first, last = int(lengths.min()), int(lengths.max())
+    require(first > 0, "the prompt is empty: give at least one token")
+    require(last <= T, f"prompt_lengths has {last}, but the rows have {T} tokens: give at most {T}")
     require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}: give 0 or more")
     lengths, training = lengths.to(idx.device), model.training
     model.eval()
     out = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)
     cache = new_cache(model, B, T + max_new_tokens) if use_cache else None
     done = torch.zeros(B, dtype=torch.bool, device=idx.device)
-    for t in range(int(lengths.min()), T + max_new_tokens):
+    for t in range(first, T + max_new_tokens):
         new = choose(next_logits(model, out[:, :t], cache), temperature, top_k, top_p, generator)
         if stop is not None: new = torch.where(done, stop, new)
         given = t < lengths                                                # still inside its prompt

@@ -62,7 +62,7 @@ def cosine_lr(
     "Linear warm-up, then half a cosine (Loshchilov & Hutter 2017; GPT-3 paper, appendix B)"
     if step < warmup: return max_lr * (step + 1) / warmup
     if step >= steps - 1: return min_lr
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    progress = (step - warmup) / (steps - 1 - warmup) # above 0: this is no last step
     return min_lr + (max_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 # %% ../nbs/medium/12_optim.ipynb #wsd-lr

@@ -11,6 +11,11 @@ from gpt2_course.config import GPTConfig, UserError
 CFG = GPTConfig(block_size=12, vocab_size=11, n_layer=3, n_head=2, n_embd=8)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def qkv(T, S, B=2, nh=3, hs=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(B, nh, n, hs, generator=g) for n in (T, S, S)]
@@ -28,7 +33,7 @@ def by_loops(q, k, v):
     return torch.from_numpy(out).float()
 
 
-@pytest.mark.parametrize("T, S", [(1, 1), (4, 4), (1, 5), (3, 5), (4, 5)])
+@pytest.mark.parametrize("T, S", [(1, 1), (2, 2), (4, 4), (1, 2), (1, 5), (2, 5), (3, 5), (4, 5)])
 def test_mask_attend_and_sdpa(T, S):
     mask = causal_mask(T, S)
     assert mask.dtype == torch.bool and mask.tolist() == [[s <= t + S - T for s in range(S)] for t in range(T)]
@@ -134,3 +139,9 @@ def test_layer_with_a_cache_equals_the_layer_without(sizes):
         at += n
     torch.testing.assert_close(torch.cat(parts, 1), module(x))
     assert cache.k[2].abs().sum() > 0 and cache.k[:2].abs().sum() == 0
+
+
+def test_without_a_number_the_layer_is_the_first():
+    cache = KVCache(CFG, 2)
+    layer().eval()(torch.randn(2, 3, 8), cache)
+    assert cache.k[0].abs().sum() > 0 and cache.k[1:].abs().sum() == 0

@@ -1,9 +1,13 @@
 """Checkpoints piece by piece: random states come back, digests see every change, a save is whole or absent, the newest whole one is found, pruning spares what is named."""
 
 import errno
+import hashlib
 import json
+import os
 import random
 import shutil
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,10 +55,25 @@ def test_every_random_generator_comes_back(odd):
     assert draws() == want
 
 
-def test_write_text_replaces_in_one_step(tmp_path):
+def test_a_gpus_generator_is_one_more(monkeypatch):
+    gpu, put = torch.device("cuda", 1), []
+    monkeypatch.setattr(checkpoint.torch.cuda, "get_rng_state", lambda device: torch.tensor([device.index]))
+    monkeypatch.setattr(checkpoint.torch.cuda, "set_rng_state", lambda state, device: put.append((state.tolist(), device)))
+    state = checkpoint.rng_state(gpu)
+    assert state["cuda"].tolist() == [1]
+    checkpoint.set_rng_state(state, gpu)
+    assert put == [([1], gpu)]
+    checkpoint.set_rng_state(state, CPU), checkpoint.set_rng_state(checkpoint.rng_state(CPU), gpu)  # resumed on another device
+    assert len(put) == 1
+
+
+def test_write_text_replaces_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "last"
     path.write_text("old")
-    checkpoint.write_text(path, "näher")
+    synced = []
+    monkeypatch.setattr(checkpoint, "fsync", lambda part: synced.append((part.name, part.read_text("utf-8"), path.read_text())))
+    checkpoint.write_text(str(path), "näher")
+    assert synced == [(".last.part", "näher", "old")]
     assert path.read_bytes() == "näher".encode() and [p.name for p in tmp_path.iterdir()] == ["last"]
 
 
@@ -67,6 +86,17 @@ def test_fsync_takes_files_and_folders(tmp_path, monkeypatch):
     for fd in synced:
         with pytest.raises(OSError):
             checkpoint.os.fstat(fd)  # closed again
+
+
+@pytest.mark.parametrize("system, how", [("posix", os.O_RDONLY), ("nt", os.O_RDWR)])
+def test_fsync_on_windows_opens_files_for_writing_and_leaves_folders(tmp_path, monkeypatch, system, how):
+    opened = []
+    fake = types.SimpleNamespace(name=system, O_RDWR=os.O_RDWR, O_RDONLY=os.O_RDONLY, fsync=os.fsync, close=os.close)
+    fake.open = lambda path, flags: opened.append((path, flags)) or os.open(path, flags)
+    monkeypatch.setattr(checkpoint, "os", fake)
+    (tmp_path / "a").write_text("a")
+    checkpoint.fsync(tmp_path / "a"), checkpoint.fsync(tmp_path)
+    assert opened == [(tmp_path / "a", how), (tmp_path, how)][: 1 if system == "nt" else 2]
 
 
 def test_untied_and_without_wrappers():
@@ -82,8 +112,7 @@ def test_sealed_carries_its_own_digest():
     meta = json.loads(text)
     own = meta["sha256"]["meta.json"]
     assert list(meta) == ["step", "sha256"] and meta["sha256"]["a"] == "0" * 63 + "1" and text.endswith("\n")
-    import hashlib
-
+    assert text.startswith('{\n "step": 1,\n "sha256": {\n  "a"')  # to be read by people too
     assert own == hashlib.sha256(text.replace(own, "0" * 64).encode()).hexdigest()
 
 
@@ -150,6 +179,36 @@ def test_a_failed_save_leaves_the_others_and_no_rubbish(tmp_path, monkeypatch, e
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"] and checkpoint.is_whole(tmp_path / "checkpoints" / "step_00000001")
 
 
+def test_a_failed_save_says_why(tmp_path, monkeypatch):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "make_room", fails)
+    for error, why in ((OSError(errno.EIO, "a broken disk"), "a broken disk"), (checkpoint.SafetensorError("odd header"), "odd header"), (OSError("no number"), "no number")):
+        with pytest.raises(UserError, match=f"checkpoints: {why}; the checkpoints before it are kept"):
+            saved(tmp_path, 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"not written to {tmp_path / 'file'}.*: Not a directory"):
+        saved(tmp_path / "file", 2)
+
+
+@pytest.mark.parametrize("left, raised", [(0, RuntimeError), (-1, UserError)])
+def test_an_error_of_torchs_is_a_full_disks_if_the_disk_is_full(tmp_path, monkeypatch, left, raised):
+    model, opt = trained()
+    rngs, usage = [checkpoint.rng_state(CPU)], shutil.disk_usage(tmp_path)
+    room = [checkpoint.tensor_bytes([checkpoint.untied(model.state_dict()), opt.state_dict(), rngs])]
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda where: usage._replace(free=room[0]))
+
+    def fails(*args):  # others wrote meanwhile
+        room[0] += left
+        raise RuntimeError("enforce fail")
+
+    monkeypatch.setattr(checkpoint.torch, "save", fails)
+    with pytest.raises(raised, match="enforce fail" if raised is RuntimeError else "No space left on device") as told:
+        checkpoint.save(tmp_path, 1, model, opt, rngs, META)
+    assert told.type is raised and list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     saved(tmp_path, 1)
     free = shutil.disk_usage(tmp_path)._replace(free=10)
@@ -177,13 +236,18 @@ def test_a_published_checkpoint_may_lack_its_own_digest_but_not_all(tmp_path):
     del meta["sha256"]["meta.json"]
     (path / "meta.json").write_text(json.dumps(meta))
     assert checkpoint.is_whole(path)
+    for name in ("model.safetensors", "state.pt"):
+        (path / "meta.json").write_text(json.dumps({**meta, "sha256": {name: meta["sha256"][name]}}))
+        assert checkpoint.is_whole(path)  # what it does not name may differ
+    (path / "meta.json").write_text(checkpoint.sealed({**meta, "sha256": {}}))
+    assert not checkpoint.is_whole(path)  # it promises nothing but itself
     for sha256 in ({}, None, [], {"model.safetensors": "0" * 64}):
         (path / "meta.json").write_text(json.dumps({**meta, "sha256": sha256}))
         assert not checkpoint.is_whole(path)
     (path / "meta.json").write_text(json.dumps({"step": 1}))
     assert not checkpoint.is_whole(path)
     (path / "meta.json").write_bytes(b"\xff\xfe")
-    assert not checkpoint.is_whole(path) and not checkpoint.is_whole(tmp_path / "nowhere")
+    assert not checkpoint.is_whole(path) and checkpoint.is_whole(tmp_path / "nowhere") is False
 
 
 def test_steps_are_sorted_by_number_and_nothing_else_counts(tmp_path):
@@ -212,6 +276,8 @@ def test_find(tmp_path):
     (tmp_path / "checkpoints" / "best").write_text("step_00000001\n")
     (tmp_path / "checkpoints" / "last").write_text("step_00000002")
     assert checkpoint.find(tmp_path) == a and checkpoint.find(tmp_path, "last") == b and checkpoint.find(a) == a
+    (tmp_path / "checkpoints" / "last").write_bytes(b"\xff\xfe")
+    assert checkpoint.find(tmp_path, "last") == b
     (a / "state.pt").write_bytes(b"")
     assert checkpoint.find(tmp_path) == b
     with pytest.raises(UserError, match="is damaged"):
@@ -231,6 +297,71 @@ def test_load_model_and_state(tmp_path):
     assert meta["step"] == 5 and len(rngs) == 1 and fresh.param_groups[0]["lr"] == 0.01
     for mine, theirs in zip(fresh.state.values(), opt.state.values()):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and mine["step"] == theirs["step"]
+
+
+def test_load_model_takes_the_checkpoint_and_the_device_that_are_asked_for(tmp_path):
+    a, b = saved(tmp_path, 1, seed=1) + saved(tmp_path, 2, seed=2)
+    (tmp_path / "checkpoints" / "best").write_text(a.name)
+    (tmp_path / "checkpoints" / "last").write_text(b.name)
+    tokenizer.save(tokenizer.CharTokenizer("abc"), tmp_path / "tokenizer.json")
+    for path, asked in ((a, {}), (a, dict(which="best")), (b, dict(which="last"))):
+        for model in (checkpoint.load_model(tmp_path, **asked), checkpoint.open_model(tmp_path, **asked)[0]):
+            assert torch.equal(model.state_dict()["transformer.wpe.weight"], load_file(path / "model.safetensors")["transformer.wpe.weight"])
+            assert next(model.parameters()).device == CPU
+    assert {p.device.type for p in checkpoint.load_model(tmp_path, device="meta").parameters()} == {"meta"}
+    assert {p.device.type for p in checkpoint.open_model(tmp_path, device="meta")[0].parameters()} == {"meta"}
+
+
+def test_a_choice_that_does_not_exist_is_named_with_its_file(tmp_path):
+    (path,) = saved(tmp_path, 1)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["config"]["model"]["n_heads"] = 2
+    (path / "meta.json").write_text(checkpoint.sealed(meta))
+    with pytest.raises(UserError, match="step_00000001/meta.json.*n_heads"):
+        checkpoint.load_model(tmp_path)
+
+
+class Armed:
+    "Unpickled, it makes a file"
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_state_that_would_run_code_is_not_run(tmp_path):
+    (path,) = saved(tmp_path, 1)
+    torch.save(dict(optimizer=trained()[1].state_dict(), rngs=[], more=Armed(tmp_path / "ran")), path / "state.pt")
+    with pytest.raises(UserError, match="nothing in it was run .[^(]*[Ww]eights"):
+        checkpoint.load_state(path, trained()[1])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_state_beside_a_description_that_is_not_ours(tmp_path):
+    (path,) = saved(tmp_path, 1)
+    (path / "meta.json").write_text("{}")
+    with pytest.raises(UserError, match="meta.json names no config"):
+        checkpoint.load_state(path, trained()[1])
+
+
+@pytest.mark.parametrize("error, why", [(RuntimeError("one line\nanother"), "one line"), (EOFError(), "EOFError")])
+def test_a_state_that_cannot_be_read_says_why_in_one_line(tmp_path, monkeypatch, error, why):
+    def fails(*args, **more):
+        raise error
+
+    monkeypatch.setattr(checkpoint.torch, "load", fails)
+    with pytest.raises(UserError, match=rf"nothing in it was run \({why}\): use another checkpoint$"):
+        checkpoint.load_state(tmp_path, trained()[1])
+
+
+def test_states_are_loaded_on_the_cpu(tmp_path, monkeypatch):
+    (path,) = saved(tmp_path, 1)
+    asked, load = [], torch.load
+    monkeypatch.setattr(checkpoint.torch, "load", lambda *args, **more: asked.append(more["map_location"]) or load(*args, **more))
+    checkpoint.load_state(path, trained()[1])
+    assert list(map(torch.device, asked)) == [CPU]
 
 
 def test_variant_is_rebuilt_by_its_name(tmp_path):
@@ -257,6 +388,11 @@ def test_what_is_not_ours_is_refused(tmp_path):
             checkpoint.read_description(path)
     with pytest.raises(UserError, match="does not fit the model"):
         checkpoint.load_weights(path, GPT(GPTConfig(**{**vars(CFG), "n_embd": 16})))
+    state = load_file(path / "model.safetensors")
+    del state["transformer.ln_f.bias"]
+    save_file(state, path / "model.safetensors")
+    with pytest.raises(UserError, match="does not fit the model: Missing key.*ln_f.bias"):
+        checkpoint.load_weights(path, GPT(CFG))
     (path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load_weights(path, GPT(CFG))
@@ -274,6 +410,7 @@ def test_find_tokenizer(tmp_path):
     run = tmp_path / "run"
     step = run / "checkpoints" / "step_00000001"
     step.mkdir(parents=True)
+    tokenizer.save(tokenizer.CharTokenizer("a"), tmp_path / "tokenizer.json")  # of something else: it is not the run's
     assert checkpoint.find_tokenizer(step) is None
     tokenizer.save(tok, run / "tokenizer.json")
     assert checkpoint.find_tokenizer(run).n_vocab == checkpoint.find_tokenizer(step).n_vocab == tok.n_vocab
@@ -299,6 +436,27 @@ def test_open_model(tmp_path, monkeypatch):
     for hub in ("gpt2", "gpt2-medium", "someone/model"):
         assert checkpoint.open_model(hub)[1].n_vocab == 50257
     assert asked == ["gpt2", "gpt2-medium", "someone/model"]
+    monkeypatch.chdir(tmp_path)
+    for typo in ("checkpoints/step_9", "empty/model", "gpt3", "a/b/c", "gpt2-"):  # none is on the hub: the folder is here, or the name is none
+        with pytest.raises(UserError, match=f"{typo} does not exist"):
+            checkpoint.open_model(typo)
+
+
+@pytest.mark.parametrize("vocab_size, own, n", [(50257, False, 50257), (50257, True, 3), (20, True, 3), (20, False, None), (50258, False, None)])
+def test_open_model_of_an_exported_folder(tmp_path, monkeypatch, vocab_size, own, n):
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer.save(tokenizer.CharTokenizer("abcdefg"), tmp_path / "tokenizer.json")  # transformers' own is no file of ours
+    if own:
+        tokenizer.save(tokenizer.CharTokenizer("ab"), tmp_path / pretrained.OURS)
+    model = GPT(GPTConfig(**{**vars(CFG), "vocab_size": vocab_size}))
+    monkeypatch.setattr(checkpoint, "from_hf", lambda source: model)
+    if n is None:
+        with pytest.raises(UserError, match="has no tokenizer.json"):
+            checkpoint.open_model(tmp_path)
+    else:
+        opened, tok = checkpoint.open_model(tmp_path)
+        assert opened is model and tok.n_vocab == n
+    assert next(model.parameters()).device == CPU
 
 
 @pytest.mark.parametrize(
@@ -320,6 +478,14 @@ def test_prune(tmp_path, keep, best, every, step, left):
     (where / ".step_00000060.part" / "x").write_text("x")
     checkpoint.prune(tmp_path, keep, best, every, step)
     assert sorted(p.name for p in where.iterdir()) == [f"step_{n:08d}" for n in left]
+
+
+def test_prune_by_default_keeps_the_newest_and_the_best(tmp_path):
+    where = tmp_path / "checkpoints"
+    for n in range(1, 6):
+        (where / f"step_{n:08d}").mkdir(parents=True)
+    checkpoint.prune(tmp_path, 2, "step_00000001")
+    assert sorted(p.name for p in where.iterdir()) == [f"step_{n:08d}" for n in (1, 4, 5)]
 
 
 def test_a_tied_head_is_written_once_and_comes_back(tmp_path):

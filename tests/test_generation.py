@@ -1,6 +1,7 @@
 """Generation: probabilities by sorting in plain Python, draws from a generator, prompts of several lengths, a stop, and a cache that changes nothing."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -58,6 +59,17 @@ def test_shape_probs_by_default_is_the_softmax_in_float32():
     torch.testing.assert_close(shape_probs(logits), logits.float().softmax(-1))
 
 
+def test_top_p_keeps_no_token_once_the_better_ones_reach_it():
+    for V, top_p, kept in ((2, 0.5, 1), (2, 0.51, 2), (4, 0.5, 2), (4, 0.75, 3)):  # halves and quarters are exact
+        assert sorted(shape_probs(torch.zeros(1, V), top_p=top_p)[0].tolist(), reverse=True) == pytest.approx([1 / kept] * kept + [0] * (V - kept))
+
+
+def test_top_p_of_1_keeps_what_rounding_would_lose():
+    logits = torch.tensor([[0.0, -30.0, -40.0]])  # in float32 the first alone adds up to 1
+    assert torch.equal(shape_probs(logits, top_p=1.0), logits.softmax(-1)) and (shape_probs(logits, top_p=1.0) > 0).all()
+    assert (shape_probs(logits, top_p=0.999) > 0).sum() == 1
+
+
 def test_dials_at_their_borders():
     for fine in ((0, None, None), (0.1, 1, 1), (3, 10**9, 1e-9), (1, None, 1.0)):
         check_dials(*fine)
@@ -77,6 +89,7 @@ def test_choose():
     assert {*drawn[:, 0].tolist()} == {0, 1, 2}
     only = [choose(logits, 1.0, 1, generator=g).tolist() for _ in range(20)] + [choose(logits, 1.0, None, 0.1, generator=g).tolist() for _ in range(20)]
     assert only == [[1, 0]] * 40
+    assert choose(torch.zeros(3, 1)).tolist() == [0, 0, 0]  # a vocabulary of one
     again = [choose(logits, generator=torch.Generator().manual_seed(7)).tolist() for _ in range(2)]
     assert again[0] == again[1]
 
@@ -128,6 +141,21 @@ def test_greedy_generation(model, use_cache):
     assert generate(model, idx, 0).tolist() == idx.tolist()
 
 
+@pytest.mark.parametrize("cached, sizes", [({}, [3, 1, 1, 1]), (dict(use_cache=True), [3, 1, 1, 1]), (dict(use_cache=False), [3, 4, 5, 6])])
+def test_a_cache_spares_the_past(model, cached, sizes):
+    read = []
+    handle = model.transformer.wte.register_forward_hook(lambda module, args, out: read.append(args[0].size(1)))
+    generate(model, torch.zeros(2, 3, dtype=torch.long), 4, **cached)
+    handle.remove()
+    assert read == sizes
+
+
+def test_by_default_draws_at_temperature_1_from_everything(model):
+    idx = torch.randint(20, (4, 3), generator=torch.Generator().manual_seed(2))
+    draw = lambda **dials: generate(model, idx, 12, generator=torch.Generator().manual_seed(0), **dials).tolist()
+    assert draw() == draw(temperature=1.0, top_k=None, top_p=None, use_cache=True, prompt_lengths=[3] * 4, stop=None) != draw(temperature=1.5)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_prompts_of_several_lengths(model, use_cache):
     idx = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(3))
@@ -160,6 +188,15 @@ def test_all_rows_stopped_ends_early(model):
     handle.remove()
 
 
+@pytest.mark.parametrize("new, looks", [(15, False), (16, True)])
+def test_off_the_cpu_a_stop_is_looked_for_at_every_sixteenth_token(new, looks):
+    "On the device `meta` looking at a value is an error; on a GPU it would be a wait"
+    model = GPT(GPTConfig(**{**vars(CFG), "block_size": 20, "n_layer": 1})).to("meta")
+    idx = torch.zeros(2, 1, dtype=torch.long, device="meta")
+    with pytest.raises(RuntimeError, match="meta") if looks else nullcontext():
+        assert generate(model, idx, new, temperature=0, stop=3).shape == (2, 1 + new)
+
+
 def test_generation_leaves_the_mode_and_refuses_nonsense(model):
     idx = torch.zeros(1, 2, dtype=torch.long)
     for training in (True, False):
@@ -171,6 +208,10 @@ def test_generation_leaves_the_mode_and_refuses_nonsense(model):
             generate(model, idx, **wrong)
     with pytest.raises(UserError, match="the prompt is empty"):
         generate(model, idx[:, :0], 1)
+    assert generate(model, idx, 1, prompt_lengths=[2]).shape == (1, 3)
+    for wrong, T in ((idx, 2), (idx[:, :0], 0)):
+        with pytest.raises(UserError, match=f"prompt_lengths has 3, but the rows have {T} tokens"):
+            generate(model, wrong, 1, prompt_lengths=[3])
 
 
 def test_dropout_is_off_while_generating():
@@ -190,7 +231,17 @@ def test_continue_text():
     greedy = continue_text(model, tok, "abcdefghij", temperature=0, max_new_tokens=4)
     assert greedy == continue_text(model, tok, "cdefghij", temperature=0, max_new_tokens=4)  # the last block_size tokens
     assert len(continue_text(model, tok, "", max_new_tokens=3)) == 1
-    assert len(continue_text(model, tok, "a")[0]) <= 100
+    assert continue_text(model, tok, "a") == continue_text(model, tok, "a", 1, 100, 1337)
+
+
+def test_continue_text_by_default_is_one_of_a_hundred_tokens():
+    tok = CharTokenizer("ab")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**vars(CFG), "vocab_size": tok.n_vocab}))
+    with torch.no_grad():  # whatever was said, "a" follows
+        model.transformer.ln_f.bias.copy_(1e6 * model.transformer.wte.weight[tok.encode("a")[0]])
+        model.transformer.ln_f.weight.zero_()
+    assert continue_text(model, tok, "b") == ["a" * 100] and continue_text(model, tok, "b", 2, 3) == ["aaa", "aaa"]
 
 
 def test_continue_text_ends_at_the_end_of_the_document():

@@ -42,7 +42,14 @@ def test_decay_groups_hold_every_trained_parameter_once():
 def test_adamw_takes_the_groups():
     opt = adamw(GPT(CFG), 0.01, 0.2, (0.8, 0.9), "cpu")
     assert [(g["lr"], g["weight_decay"], g["betas"], g["fused"]) for g in opt.param_groups] == [(0.01, 0.2, (0.8, 0.9), True), (0.01, 0.0, (0.8, 0.9), True)]
-    assert not adamw(GPT(CFG), 0.01, 0.2, (0.8, 0.9), "mps").param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("device, fused", [("cpu", True), ("cuda", True), ("mps", False)])
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_adamw_is_fused_where_there_is_a_kernel(make, device, fused):
+    opt = make(GPT(CFG), 0.01, 0.2, (0.8, 0.9), device)
+    opt = opt.optimizers["adamw"] if make is muon else opt
+    assert [g["fused"] for g in opt.param_groups] == [fused, fused]
 
 
 def test_cosine_at_every_step():
@@ -59,7 +66,7 @@ def test_warm_up_stable_decay_at_every_step():
     rate = lambda s, **more: wsd_lr(s, **(dict(max_lr=1.0, min_lr=0.1, warmup=4, steps=20) | more))
     assert [rate(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     want = [1.0] * 12 + [0.1 + 0.9 * k / 4 for k in (3, 2, 1, 0)]
-    assert [rate(s) for s in range(4, 20)] == pytest.approx(want) and rate(25) == 0.1
+    assert [rate(s) for s in range(4, 20)] == pytest.approx(want) and rate(20) == rate(21) == rate(25) == 0.1
     assert [rate(s, cooldown=1.0) for s in (3, 4, 12, 19)] == pytest.approx([1.0, 0.1 + 0.9 * 15 / 16, 0.1 + 0.9 * 7 / 16, 0.1])
     assert [rate(s, cooldown=0.0) for s in (17, 18, 19)] == pytest.approx([1.0, 1.0, 0.1])
     assert wsd_lr(0, max_lr=1.0, min_lr=0.1, warmup=0, steps=1) == 0.1
@@ -116,6 +123,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     assert inner == {n for n in names.values() if n.startswith("transformer.h.") and n.endswith("weight") and "ln_" not in n}
     rest = [(names[id(p)], g["weight_decay"]) for g in opt.optimizers["adamw"].param_groups for p in g["params"]]
     assert {n for n, _ in rest} == set(names.values()) - inner and dict(rest)["transformer.wte.weight"] == 0.1 and dict(rest)["transformer.ln_f.bias"] == 0.0
+    assert [g["weight_decay"] for g in opt.optimizers["adamw"].param_groups] == [0.1, 0.0]
     group = opt.optimizers["muon"].param_groups[0]
     assert (group["lr"], group["weight_decay"], group["adjust_lr_fn"]) == (0.02, 0.1, "match_rms_adamw")
     assert [(g["lr"], g["betas"]) for g in opt.optimizers["adamw"].param_groups] == [(0.02, (0.9, 0.95))] * 2
