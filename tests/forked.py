@@ -19,7 +19,7 @@ from pathlib import Path
 
 PRELOAD = [
     *("torch", "torch.distributed", "torch.nn.parallel", "numpy", "tyro", "tiktoken", "tqdm", "safetensors.torch", "pytest"),
-    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),  # a second each, wanted by the first optimiser and by the loss curve
+    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "ipykernel.kernelapp"),  # wanted by the first optimiser, the loss curve, a notebook
 ]
 POSSIBLE = "forkserver" in multiprocessing.get_all_start_methods()
 WORKERS = Path(__file__).resolve().parent / "workers"
@@ -43,6 +43,8 @@ def is_ours(program: list[str]) -> bool:
 
 def body(args: list[str], cwd: str, env: dict[str, str], out: str, err: str):
     "Be what `python …` would be: its arguments, directory, environment, output files and exit status"
+    if env.pop("FORKED_LEADS", ""):
+        os.setsid()
     for name, fd in ((os.devnull, 0), (out, 1), (err, 2)):
         opened = os.open(name, os.O_RDWR | os.O_APPEND)
         os.dup2(opened, fd)
@@ -52,6 +54,7 @@ def body(args: list[str], cwd: str, env: dict[str, str], out: str, err: str):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
     if "OMP_NUM_THREADS" in env:
         import torch
 
@@ -107,6 +110,40 @@ class Forks:
             raise subprocess.TimeoutExpired(args, timeout)
         out, err = ("".join(files[i].read_text("utf-8") for _, *files in started) for i in (0, 1))
         return subprocess.CompletedProcess(args, status, out, err)
+
+
+class Popen:
+    "What `Forks.start` gives, as jupyter_client wants it: a process that leads a group of its own"
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, forks: "Forks", command: list[str], **more):
+        self.args = command
+        self.process, *_ = forks.start(command[1:], more.get("cwd") or os.getcwd(), {"FORKED_LEADS": "1", **(more.get("env") or os.environ)})
+        self.pid = self.process.pid
+        while self.process.is_alive() and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number: int):
+        if self.process.is_alive():
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.process.terminate()
+
+    def kill(self):
+        self.process.kill()
 
 
 def places(n: int) -> list[dict[str, str]]:

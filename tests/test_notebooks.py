@@ -1,6 +1,7 @@
-"""Every notebook runs from top to bottom: in a fresh kernel, without a network, in a copy of the repository."""
+"""Every notebook runs from top to bottom: in a new kernel, without a network, in a copy of the repository."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -8,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from conftest import REPO, offline_env, repo_files
+from forked import Popen
 
 NOTEBOOKS = [
     name.as_posix()
@@ -42,6 +44,13 @@ def execute(root: Path, name: str) -> float:
     return time.monotonic() - began
 
 
+@pytest.fixture
+def kernels(forks, monkeypatch):
+    "Kernels are forked from a process that has torch and ipykernel imported (tests/test_lab.py starts them as JupyterLab does)"
+    if forks:
+        monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", partial(Popen, forks))
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name, repo_copy, notebook_seconds):
+def test_notebook_runs(name, repo_copy, kernels, notebook_seconds):
     notebook_seconds(name, execute(repo_copy, name))
