@@ -14,6 +14,11 @@ from gpt2_course.tokenizer import CharTokenizer
 CFG = GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
