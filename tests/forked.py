@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-PRELOAD = [
+PRELOAD = [  # nothing that changes what a command does: with IPython imported, tqdm takes it for a notebook
     *("torch", "torch.distributed", "torch.nn.parallel", "numpy", "tyro", "tiktoken", "tqdm", "safetensors.torch", "pytest"),
-    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "ipykernel.kernelapp"),  # wanted by the first optimiser, the loss curve, a notebook
+    *("torch._dynamo", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),  # a second each, wanted by the first optimiser and by the loss curve
 ]
 POSSIBLE = "forkserver" in multiprocessing.get_all_start_methods()
 WORKERS = Path(__file__).resolve().parent / "workers"

@@ -144,7 +144,7 @@ def test_a_run_is_never_overwritten(run, data, one):
 
 def test_under_torchrun_rank_zero_speaks_once(run, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gpt2_course.train", "--data", tmp_path / "none"]
-    done = run(command, status=1)
+    done = run(command, status=1, fresh=True)
     assert done.stderr.count("error: ") == 1 and f"--data {tmp_path / 'none'} does not exist" in done.stderr
 
 
