@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from gpt2_course.ablation import analyse, best_rate, by_rate, interval, report, steps_to, verdict
+from gpt2_course.ablation import analyse, best_rate, by_rate, interval, report, run_all, steps_to, verdict
+from gpt2_course.config import TrainConfig, UserError, from_dict
 
 from conftest import REPO, offline_env
 from runs import metrics, refused
@@ -39,7 +42,7 @@ def test_matrix_is_complete(whole):
     last = {name: metrics(out / name, "val")[-1]["loss"] for name in ends(out)}
     assert {name: pytest.approx(loss, abs=1e-4) for name, loss in last.items()} == {name: loss for name, (_, loss) in ends(out).items()}
     mean = np.mean([loss for name, loss in last.items() if name.startswith("gpt2_lr0.01")])
-    assert f"{mean:.3f}" in said and (out / "ablation.png").exists() and not list(out.glob("*.log"))
+    assert f"{mean:.3f}" in said and (out / "ablation.png").exists() and not [*out.glob("*.log"), *out.glob("*.exit")]
 
 
 def test_again_trains_nothing(run, data, whole):
@@ -59,14 +62,28 @@ def test_killed_it_goes_on(run, data, whole, tmp_path):
     while p.poll() is None and len(list(out.glob("*_seed2/metrics.jsonl"))) < 2:
         time.sleep(0.05)
     assert p.poll() is None, "it was finished before it could be killed"
+    workers = subprocess.run(["pgrep", "-P", str(p.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) == 2
     p.send_signal(signal.SIGKILL)
     p.wait()
     deadline = time.time() + 30
-    while subprocess.run(["pgrep", "-f", str(out)], capture_output=True).returncode == 0 and time.time() < deadline:
+    alive = lambda: [w for w in workers if os.path.exists(f"/proc/{w}/stat") and " Z " not in Path(f"/proc/{w}/stat").read_text()]
+    while alive() and time.time() < deadline:
         time.sleep(0.2)
-    assert subprocess.run(["pgrep", "-f", str(out)], capture_output=True).returncode == 1, "a cell outlives its ablation"
+    assert not alive(), "a worker outlives its ablation"
     run(command[1:])
     assert ends(out) == ends(whole[0])
+
+
+def test_what_was_trained_otherwise_is_not_taken_for_done(whole, tmp_path):
+    "A notebook calls run_all without the command's checks: other steps, or another rate under the same name"
+    name = "gpt2_lr0.01_seed1"
+    shutil.copytree(whole[0] / name, tmp_path / name)
+    then = from_dict(TrainConfig, json.loads((tmp_path / name / "config.json").read_text()))
+    assert run_all(tmp_path, {name: then}) == {name: "finished"}
+    for other in (replace(then, steps=9), replace(then, optim=replace(then.optim, lr=0.02)), replace(then, model=replace(then.model, n_layer=2))):
+        with pytest.raises(UserError, match="was trained with another (steps|optim|model): delete it"):
+            run_all(tmp_path, {name: other})
 
 
 def test_failed_runs_are_reported(run, data, whole, tmp_path):
