@@ -473,7 +473,8 @@ def build(out: Path, work: Path):
     began = time.monotonic()
     shutil.rmtree(work, ignore_errors=True)
     site = write_pages(work / "pages")
-    jobs = str(os.cpu_count() or 1) if os.name == "posix" else "1"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = str(cores) if os.name == "posix" else "1"
     flags = ["-q", "-W", "--keep-going", "-E", "-j", jobs, "-b", "html", "-c", str(ROOT / "docs"), "-d", str(work / "doctrees")]
     status = sphinx([*flags, str(work / "pages"), str(work / "html")])
     if status:

@@ -23,6 +23,7 @@ from .checkpoint import write_text
 from .config import (CHOICES, GPTConfig, OptimConfig, TrainConfig, did_you_mean,
                                 from_dict, parse, read_json, require, run)
 from .data import read_meta
+from .device import cores
 from .distributed import World
 from .model import active_params, flops_per_token
 from .trainer import fit, preflight
@@ -173,8 +174,8 @@ def run_all(
     out.mkdir(parents=True, exist_ok=True)
     todo = [name for name in runs if status(out/name) in ("new", "interrupted")]
     one = any(c.device in ("cuda", "mps") for c in runs.values())
-    jobs = jobs or (1 if one else os.cpu_count() or 1)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    jobs = jobs or (1 if one else cores())
+    threads = str(max(1, cores() // jobs))
     env = dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     bar = tqdm(total=len(todo), unit="run", desc=out.name, disable=len(todo) < 2)
     workers, going = [], {} # processes; process -> its run

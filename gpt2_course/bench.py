@@ -27,19 +27,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import tokenizer
 from .checkpoint import open_model, untied
 from .config import (CHOICES, NANO, WEIGHTS, GPTConfig, OptimConfig, TrainConfig,
-                                UserError, did_you_mean, packaged, parse, require, run)
+                                UserError, did_you_mean, packaged, parse, require, run,
+                                stop_requests)
 from .data import TokenLoader, open_split, rows, sha256_file, write_shard
+from .device import cores
 from .distributed import World, pick_device
 from .evals import Choice, choices, hellaswag_examples, pick
 from .generation import generate
 from .model import GPT, count_params
 from .prepare import encode_documents, encoded
-from .pretrained import to_hf, tokenizer_json
+from .pretrained import to_hf, tokenizer_json, write_tensors
 from .quick import quicken
 from .speed import glibc, keep_memory, processor, resident, wait
 from .trainer import DTYPES, build, one_step, preflight
@@ -169,7 +171,7 @@ def stage(
     else: model = GPT(cfg.model)
     m = model.cfg
     write_data(folder/"data", m.vocab_size, max(200_000, 40 * cfg.rows * m.block_size), cfg.seed)
-    save_file(untied(model.state_dict()), folder/"weights.safetensors")
+    write_tensors(untied(model.state_dict()), folder/"weights.safetensors")
     if cfg.hf and hugging_face(): to_hf(model, folder/"hf")
     return cfg
 
@@ -726,7 +728,7 @@ def machine(
         except PackageNotFoundError: packages[name] = None
     cuda = device.type == "cuda"
     return dict(device=torch.cuda.get_device_name(device) if cuda else "cpu",
-                cpu=processor(), cores=os.cpu_count(), system=platform.system(),
+                cpu=processor(), cores=cores(), system=platform.system(),
                 threads=threads or torch.get_num_threads(), python=platform.python_version(),
                 packages=packages)
 
@@ -931,7 +933,7 @@ def main():
     cfg = read_options(argv)
     if cfg.out: require(Path(cfg.out).absolute().parent.is_dir() and cfg.out.endswith(".json"),
                         f"--out {cfg.out}: give a .json file in a directory that exists")
-    signal.signal(signal.SIGTERM, lambda *a: sys.exit(1)) # not without tidying up
+    for s in stop_requests(): signal.signal(s, lambda *a: sys.exit(1)) # not without tidying up
     r = bench(cfg, argv)
     print(table(r))
     if not cfg.out: return

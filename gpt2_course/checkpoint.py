@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import tokenizer
-from .config import GPTConfig, UserError, from_dict, read_json, require
+from .config import GPTConfig, UserError, from_dict, inside, read_json, require
 from .data import sha256_file
 from .model import GPT
-from .pretrained import OURS, from_hf
+from .pretrained import OURS, from_hf, write_tensors
 from .variants import make_gpt
 
 # %% ../nbs/tough/19_checkpoint.ipynb #rng-state
@@ -128,7 +128,7 @@ def save(
         for path in (part, old): shutil.rmtree(path, ignore_errors=True)
         part.mkdir(parents=True)
         make_room(where, need)
-        save_file(weights, part/"model.safetensors")
+        write_tensors(weights, part/"model.safetensors")
         torch.save(state, part/"state.pt")
         digests = {p.name: sha256_file(p) for p in sorted(part.iterdir())}
         meta = dict(format=FORMAT, step=step, torch=torch.__version__, **meta, sha256=digests)
@@ -158,8 +158,9 @@ def is_whole(
         digests = dict(json.loads(raw)["sha256"])
         own = digests.pop("meta.json", "") # a published checkpoint may do without
         mine = hashlib.sha256(raw.replace(own, ZEROS).encode()).hexdigest() if own else ""
-        return mine == own and len(digests) > 0 and all(
-            (Path(path)/n).is_file() and sha256_file(Path(path)/n) == d for n, d in digests.items())
+        files = {inside(path, n, "meta.json"): d for n, d in digests.items()}
+        return mine == own and len(files) > 0 and all(
+            p.is_file() and sha256_file(p) == d for p, d in files.items())
     except (OSError, ValueError, TypeError, KeyError): return False
 
 def steps(
@@ -236,8 +237,9 @@ def find(
         return run
     pointer = run/"checkpoints"/which
     if not pointer.exists(): return newest(run) # as "best" before the first validation
-    path = pointer.parent/pointer.read_text(encoding="utf-8", errors="replace").strip()
-    return path if is_whole(path) else newest(run)
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    ours = re.fullmatch(r"step_\d+", name) # anything else would lead out of the run
+    return pointer.parent/name if ours and is_whole(pointer.parent/name) else newest(run)
 
 def load_model(
     run,          # run directory, or a step directory

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'WEIGHTS', 'NANO', 'NANO_CHAR', 'PRESETS', 'FULL', 'UserError', 'did_you_mean', 'require', 'GPTConfig',
            'OptimConfig', 'TrainConfig', 'check_train', 'PrepareConfig', 'SampleConfig', 'flag', 'gpt2_preset',
-           'preset', 'fits', 'from_dict', 'read_json', 'one_line', 'parse', 'speaks', 'run', 'fail', 'no_restart',
-           'leave', 'packaged']
+           'preset', 'scaled_optim', 'fits', 'from_dict', 'inside', 'read_json', 'one_line', 'parse', 'speaks', 'run',
+           'fail', 'no_restart', 'stop_requests', 'leave', 'packaged']
 
 # %% ../nbs/reference/config.ipynb #imports
 import difflib, errno, json, math, os, re, signal, sys, time, traceback
@@ -77,8 +77,8 @@ class OptimConfig:
     "How the weights are updated"
     name: str = "adamw"         # adamw, or muon (for the blocks' matrices, AdamW for the rest)
     lr: float = 6e-4            # highest learning rate, reached after the warm-up
-    min_lr: float = 6e-5        # learning rate of the last step
-    warmup: int = 715           # steps of linear warm-up
+    min_lr: float = 6e-5        # learning rate of the last step (if not given: follows a lower lr)
+    warmup: int = 715           # steps of linear warm-up (if not given: fewer in a shorter run)
     weight_decay: float = 0.1   # AdamW's decay, on matrices only
     beta1: float = 0.9          # AdamW's memory of the gradient
     beta2: float = 0.95         # AdamW's memory of the squared gradient
@@ -280,6 +280,17 @@ def preset(
             f"choose from {', '.join(PRESETS)}")
     return PRESETS[name]
 
+def scaled_optim(
+    name:str,   # of a preset
+    steps:int,  # of the run
+    lr:float,   # its highest rate
+) -> OptimConfig:
+    "A preset's optimiser; warm-up and last rate in proportion to a shorter run, a lower rate"
+    p, o = preset(name), preset(name).optim
+    warmup = math.ceil(o.warmup * steps / p.steps) if 0 < steps < p.steps else o.warmup
+    min_lr = o.min_lr * lr / o.lr if 0 < lr < o.lr else o.min_lr
+    return replace(o, warmup=warmup, min_lr=min_lr)
+
 # %% ../nbs/reference/config.ipynb #from-dict
 def fits(
     value, # from a file
@@ -315,6 +326,17 @@ def from_dict(
     return replace(base, **new)
 
 # %% ../nbs/reference/config.ipynb #read-json
+def inside(
+    folder,   # a directory
+    name,     # of a file in it, as another file has it
+    where,    # that file, for the error
+) -> Path:
+    "folder/name; a name that would lead out of the folder raises `UserError`"
+    plain = isinstance(name, str) and name not in ("", ".", "..")
+    require(plain and not re.search(r"[/\\\0]|^[A-Za-z]:", name), f"{where} names {name!r:.80}, "
+            "which is not the name of a file beside it: use what its own program wrote")
+    return Path(folder)/name
+
 def read_json(
     path,  # file to read
 ) -> dict: # its content
@@ -397,6 +419,12 @@ def no_restart():
     "Under torchrun --max-restarts: end the agent, which would try again what can never pass"
     count = lambda name: int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
     if count("MAX_RESTARTS") > count("RESTART_COUNT"): os.kill(os.getppid(), signal.SIGTERM)
+
+def stop_requests() -> list: # of signal.Signals
+    "What asks a process to stop, apart from Ctrl-C; under nohup a closed terminal does not"
+    named = (getattr(signal, s, None) for s in ("SIGTERM", "SIGUSR1", "SIGHUP"))
+    hup = getattr(signal, "SIGHUP", None) # Windows has SIGTERM alone
+    return [s for s in named if s and (s != hup or signal.getsignal(s) != signal.SIG_IGN)]
 
 def leave(
     status:int, # exit status

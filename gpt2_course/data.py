@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import read_json, require
+from .config import inside, read_json, require
 
 # %% ../nbs/easy/02_data.ipynb #header
 MAGIC = b"GPT2TOKS"  # the first eight bytes of every shard
@@ -91,6 +91,7 @@ def read_meta(
     meta = read_json(data/"meta.json")
     require(isinstance(meta, dict) and {"vocab_size", "shards", "tokens"} <= set(meta),
             f"{data/'meta.json'} is not what prepare writes: {how}")
+    for name in meta["shards"]: inside(data, name, data/"meta.json")
     return meta
 
 def open_split(

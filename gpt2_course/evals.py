@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import UserError, packaged, require
 from .data import TokenLoader, rows
-from .model import GPT
+from .model import GPT, evaluating
 from .tokenizer import gpt2
 
 # %% ../nbs/tough/22_evaluation.ipynb #validation-sum
@@ -39,15 +39,13 @@ def validation_sum(
     loader = TokenLoader(shards, B, T, order="sequential")
     n = loader.W if not max_tokens else max(1, min(loader.W, max_tokens // T))
     total = torch.zeros(2, dtype=torch.float64)
-    training = model.training
-    model.eval()
     mine = np.arange(rank, n, world)
-    for i in range(0, len(mine), B):
-        x, y = rows(loader.views, loader.ends, loader.starts(mine[i:i + B]))
-        x, y = x.to(device), y.to(device)
-        with (autocast or nullcontext)(): loss = model(x, y) # the mean of this batch
-        total += torch.tensor([float(loss) * y.numel(), y.numel()], dtype=torch.float64)
-    model.train(training)
+    with evaluating(model):
+        for i in range(0, len(mine), B):
+            x, y = rows(loader.views, loader.ends, loader.starts(mine[i:i + B]))
+            x, y = x.to(device), y.to(device)
+            with (autocast or nullcontext)(): loss = model(x, y) # the mean of this batch
+            total += torch.tensor([float(loss) * y.numel(), y.numel()], dtype=torch.float64)
     return total
 
 # %% ../nbs/tough/22_evaluation.ipynb #bits-per-byte
@@ -216,18 +214,17 @@ def choices(
     autocast=None,      # function that returns a context, such as bf16 autocast
 ) -> np.ndarray:        # (N, 3) answers by acc, acc_norm_token, acc_norm_char
     "The ending that the model finds likeliest, by sum, by token and by character"
-    T, training = model.cfg.block_size, model.training
+    T, most = model.cfg.block_size, max((len(e.endings) for e in examples), default=1)
     lengths = [min(T, len(e.context) + max(map(len, e.endings))) for e in examples]
     out = np.zeros((len(examples), 3), dtype=np.int64)
-    model.eval()
-    for batch in by_length(lengths, max((len(e.endings) for e in examples), default=1), B_tokens):
-        pairs = [(examples[i].context, ending) for i in batch for ending in examples[i].endings]
-        logp, n, _ = ending_logprobs(model, pairs, autocast)
-        logp, n, at = logp.numpy(), n.numpy(), 0
-        for i in batch:
-            mine = slice(at, at := at + len(examples[i].endings))
-            out[i] = pick(logp[mine], n[mine], np.array(examples[i].chars))
-    model.train(training)
+    with evaluating(model):
+        for batch in by_length(lengths, most, B_tokens):
+            pairs = [(examples[i].context, ending) for i in batch for ending in examples[i].endings]
+            logp, n, _ = ending_logprobs(model, pairs, autocast)
+            logp, n, at = logp.numpy(), n.numpy(), 0
+            for i in batch:
+                mine = slice(at, at := at + len(examples[i].endings))
+                out[i] = pick(logp[mine], n[mine], np.array(examples[i].chars))
     return out
 
 # %% ../nbs/tough/22_evaluation.ipynb #choice-sum
@@ -271,15 +268,14 @@ def last_word_sum(
     autocast=None,      # function that returns a context, such as bf16 autocast
 ) -> Tensor:            # (4,) float64: examples, right, summed log-probability, tokens of the words
     "This rank's share of the passages whose last word is to be guessed"
-    mine, training = examples[rank::world], model.training
+    mine = examples[rank::world]
     total = torch.zeros(4, dtype=torch.float64)
     lengths = [min(model.cfg.block_size, len(c) + len(w)) for c, w in mine]
-    model.eval()
-    for batch in by_length(lengths, 1, B_tokens):
-        logp, n, greedy = ending_logprobs(model, [mine[i] for i in batch], autocast)
-        total += torch.tensor([len(batch), int(greedy.sum()), float(logp.sum()), int(n.sum())],
-                              dtype=torch.float64)
-    model.train(training)
+    with evaluating(model):
+        for batch in by_length(lengths, 1, B_tokens):
+            logp, n, greedy = ending_logprobs(model, [mine[i] for i in batch], autocast)
+            total += torch.tensor([len(batch), int(greedy.sum()), float(logp.sum()), int(n.sum())],
+                                  dtype=torch.float64)
     return total
 
 # %% ../nbs/tough/22_evaluation.ipynb #standard-error

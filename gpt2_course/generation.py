@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attention import KVCache
 from .config import require
-from .model import GPT
+from .model import GPT, evaluating
 
 # %% ../nbs/medium/11_generation.ipynb #shape-probs
 def shape_probs(
@@ -107,22 +107,22 @@ def generate(
     require(first > 0, "the prompt is empty: give at least one token")
     require(last <= T, f"prompt_lengths has {last}, but the rows have {T} tokens: give at most {T}")
     require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}: give 0 or more")
-    lengths, training = lengths.to(idx.device), model.training
-    model.eval()
+    lengths = lengths.to(idx.device)
     out = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)
-    cache = new_cache(model, B, T + max_new_tokens) if use_cache else None
-    done = torch.zeros(B, dtype=torch.bool, device=idx.device)
-    for t in range(first, T + max_new_tokens):
-        new = choose(next_logits(model, out[:, :t], cache), temperature, top_k, top_p, generator)
-        if stop is not None: new = torch.where(done, stop, new)
-        given = t < lengths                                                # still inside its prompt
-        out[:, t] = torch.where(given, out[:, t], new)
-        if stop is not None: done |= (out[:, t] == stop) & ~given
-        look = stop is not None and (out.device.type == "cpu" or t % 16 == 0) # a GPU would wait
-        if look and bool(done.all()):
-            out[:, t + 1:] = stop
-            break
-    model.train(training)
+    with evaluating(model):
+        cache = new_cache(model, B, T + max_new_tokens) if use_cache else None
+        done = torch.zeros(B, dtype=torch.bool, device=idx.device)
+        for t in range(first, T + max_new_tokens):
+            logits = next_logits(model, out[:, :t], cache)
+            new = choose(logits, temperature, top_k, top_p, generator)
+            if stop is not None: new = torch.where(done, stop, new)
+            given = t < lengths # still inside its prompt
+            out[:, t] = torch.where(given, out[:, t], new)
+            if stop is not None: done |= (out[:, t] == stop) & ~given
+            look = stop is not None and (out.device.type == "cpu" or t % 16 == 0) # a GPU would wait
+            if look and bool(done.all()):
+                out[:, t + 1:] = stop
+                break
     return out
 
 # %% ../nbs/medium/11_generation.ipynb #continue-text

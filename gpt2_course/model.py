@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TIED', 'trim_vocab', 'pad_vocab', 'init_std', 'init_weights', 'mean_loss', 'full_loss', 'GPT', 'params_by_formula',
-           'count_params', 'loss_at_init', 'crop_block_size', 'active_params', 'flops_per_token']
+           'count_params', 'loss_at_init', 'crop_block_size', 'evaluating', 'active_params', 'flops_per_token']
 
 # %% ../nbs/medium/09_model.ipynb #imports
 import math
+from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
@@ -167,6 +168,17 @@ def crop_block_size(
     if table in state: state[table] = state[table][:block_size]
     new.load_state_dict(state)
     return new.train(model.training)
+
+# %% ../nbs/medium/09_model.ipynb #evaluating
+@contextmanager
+def evaluating(
+    model:nn.Module,
+):
+    "Inside the `with`, dropout is off; afterwards the model is as it was, whatever happened"
+    training = model.training
+    model.eval()
+    try: yield model
+    finally: model.train(training)
 
 # %% ../nbs/medium/09_model.ipynb #flops-per-token
 def active_params(

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from . import tokenizer
 from .config import PrepareConfig, UserError, did_you_mean, leave, packaged, parse
-from .config import read_json, require, run, speaks
+from .config import inside, read_json, require, run, speaks, stop_requests
+from .device import cores
 from .tokenizer import EOT
 # Not gpt2_course.data, which imports torch: every worker imports this module, and without torch it
 # starts in a fifth of the time and takes a tenth of the memory.
@@ -323,16 +324,18 @@ class WorkerLost(RuntimeError): "A worker process died"
 
 @contextmanager
 def later():
-    "Ctrl-C waits; where signals can be blocked, a process started meanwhile never hears it"
+    "Ctrl-C and hang-ups wait; where they can be blocked, a process started meanwhile never hears"
     if threading.current_thread() is not threading.main_thread(): return (yield)
     got = []
     handler = signal.signal(signal.SIGINT, lambda *a: got.append(a))
     block = getattr(signal, "pthread_sigmask", lambda *a: None) # not on Windows
-    block(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
+    others = set(stop_requests()) - {signal.SIGTERM} # by which a pool ends its workers
+    block(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT, *others})
     try: yield
     finally:
         block(getattr(signal, "SIG_UNBLOCK", 0), {signal.SIGINT})
         signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        block(getattr(signal, "SIG_UNBLOCK", 0), others)
         if got: raise KeyboardInterrupt
 
 def encoded(
@@ -350,8 +353,9 @@ def encoded(
         WORKER["tok"] = tokenizer.load(tokenizer_file)
         yield from flat((c, encode_chunk([t for t, _ in c])) for c in chunked(docs))
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker,
-                               (str(tokenizer_file),))
+    with later(): # its first semaphore starts a process, too: multiprocessing's resource tracker
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker,
+                                   (str(tokenizer_file),))
     def submit(chunk):
         with later(): return pool.submit(encode_chunk, [text for text, _ in chunk])
 
@@ -443,9 +447,9 @@ def out_dir(
 
 def workers_of(cfg, parts): # processes that tokenise
     if cfg.workers is not None: return cfg.workers
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if any(isinstance(p, HubSet) for p in parts): return cpus - 1
-    return min(cpus - 1, sum(p.path.stat().st_size for p in parts) // 2**24) # 16 MiB repay a start
+    if any(isinstance(p, HubSet) for p in parts): return cores() - 1
+    size = sum(p.path.stat().st_size for p in parts)
+    return min(cores() - 1, size // 2**24) # 16 MiB repay a start
 
 # %% ../nbs/tough/21_prepare.ipynb #learn-tokenizer
 SAMPLE = 20_000_000 # characters from which a vocabulary of our own is learned
@@ -477,6 +481,7 @@ def open_writer(
         note = read_json(out/"progress.json")
         require(note["request"] == request and "place" in note, f"{out} holds an interrupted "
                 "preparation of something else: delete it or choose another --out")
+        for name in note["shards"]: inside(out, name, out/"progress.json") # they may be deleted
     else: require(not any(out.glob("*.bin")), f"{out} holds shards of another preparation: "
                   "delete them or choose another --out")
     pins = note.get("pins", {})
@@ -602,12 +607,21 @@ def refuse_all_val(writer):
 def report(
     meta:dict, # what `prepare` returned
     out,       # the directory
-) -> str:      # one line a split
+    asked=None,# --val-tokens, where it was given
+) -> str:      # one line a split, and one for each wish that could not be met
     "What was prepared, in words"
     lines = [f"{out}: tokenizer {meta['tokenizer']}, vocabulary {meta['vocab_size']:,}"]
     for s in ("train", "val"):
         lines.append(f"  {s:5} {meta['documents'][s]:7,} documents {meta['tokens'][s]:13,} tokens, "
                      f"{meta['bytes'][s] / meta['tokens'][s]:.2f} bytes a token")
+    if meta["tokens"]["val"] < (asked or 0):
+        lines.append(f"note: --val-tokens asked for {asked:,} tokens of validation, which takes no "
+                     f"more than a tenth of the text or of --max-tokens: there are "
+                     f"{meta['tokens']['val']:,}")
+    size = tokenizer.check_spec(meta["tokenizer"]) or 0
+    if meta["vocab_size"] < size:
+        lines.append(f"note: --tokenizer {meta['tokenizer']} asked for {size:,} tokens, for which "
+                     f"the text has too few pairs: there are {meta['vocab_size']:,}")
     return "\n".join(lines)
 
 def main():
@@ -618,12 +632,13 @@ def main():
     found = (out/"meta.json").exists()
 
     def interrupt(*_): raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, interrupt)
+    for s in stop_requests(): signal.signal(s, interrupt)
     try: meta = prepare(cfg)
     except WorkerLost as e: stopped(f"error: {e}")
     except KeyboardInterrupt: stopped(f"stopped: the same command goes on behind the "
                                       f"{len(list(out.glob('*.bin')))} shards in {out}")
-    if speaks(): print(report(meta, out) + ("\nnothing to do: it was prepared before" * found))
+    again = "\nnothing to do: it was prepared before" * found
+    if speaks(): print(report(meta, out, cfg.val_tokens) + again)
 
 def stopped(line):
     "End with one line on stderr and status 1"

@@ -6,10 +6,10 @@
 __all__ = ['CONV1D', 'HEAD', 'MASKS', 'HOLDS', 'HUB', 'PARTS', 'PRINTABLE', 'OTHERS', 'BYTE_CHARS', 'OURS', 'is_conv1d',
            'to_linear', 'read_config', 'weight_files', 'read_folder', 'download', 'check_fit', 'from_hf', 'exportable',
            'hf_config', 'to_chars', 'split_token', 'byte_level', 'by_character', 'tokenizer_json', 'tokenizer_config',
-           'to_hf']
+           'write_tensors', 'to_hf']
 
 # %% ../nbs/medium/10_pretrained.ipynb #imports
-import json
+import json, stat
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from .attention import CausalSelfAttention
 from .blocks import MLP, Block, LayerNorm
-from .config import GPTConfig, UserError, packaged, read_json, require
+from .config import GPTConfig, UserError, inside, packaged, read_json, require
 from .model import GPT
 from . import tokenizer
 from .tokenizer import EOT, GPT2_SHA256, BPETokenizer, CharTokenizer, load_ranks
@@ -88,7 +88,10 @@ def weight_files(
     "The files that hold the weights, whether they are there or not"
     index = folder/"model.safetensors.index.json"
     if not index.exists(): return ["model.safetensors"]
-    return sorted(set(read_json(index).get("weight_map", {}).values()))
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    require(isinstance(names, dict), f"{index} has no weight_map: fetch it again")
+    return sorted({inside(folder, name, index).name for name in names.values()})
 
 def read_folder(
     folder:Path,           # written by `to_hf` or by save_pretrained, or the hub's
@@ -274,25 +277,42 @@ def tokenizer_config(
                 model_input_names=["input_ids", "attention_mask"]) # no token_type_ids
 
 # %% ../nbs/medium/10_pretrained.ipynb #to-hf
+def write_tensors(
+    tensors:dict, # name -> tensor
+    path,         # .safetensors file
+    metadata=None,# str -> str
+):
+    "safetensors' `save_file`, which makes its files for their owner alone: here the umask decides"
+    path = Path(path)
+    old = path.exists()
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try: save_file(tensors, path, metadata=metadata)
+    except BaseException:
+        if not old: path.unlink(missing_ok=True)
+        raise
+    path.chmod(mode)
+
 OURS = "gpt2_course_tokenizer.json" # our own tokenizer, beside transformers' tokenizer.json
 
 def to_hf(
     model:GPT,
     directory, # made if it is not there
-    tok=None,  # CharTokenizer, BPETokenizer or gpt2(): its files are written too
+    tok=None,  # CharTokenizer, BPETokenizer or gpt2(), written too; None: GPT-2's, if it fits
+    say=print, # called with a line if no tokenizer can be written
 ) -> Path:     # the directory
     "Write what AutoModelForCausalLM and AutoTokenizer load; float32"
     model = getattr(model, "_orig_mod", model) # a compiled model's own
     exportable(model)
     cfg, folder = model.cfg, Path(directory)
+    if tok is None and cfg.vocab_size == 50257: tok = tokenizer.gpt2()
     require(tok is None or tok.n_vocab <= cfg.vocab_size, f"the tokenizer has "
             f"{getattr(tok, 'n_vocab', 0)} tokens and the model {cfg.vocab_size}: give the "
             "tokenizer that the model was trained with")
     theirs = not (folder/"config.json").exists() or "model_type" in read_json(folder/"config.json")
     require(theirs, f"{folder} has a config.json that is not Hugging Face's, such as a run's: give "
             "another directory")
-    eot = tok.eot_token if tok else 50256 if cfg.vocab_size == 50257 else None
-    files = {"config.json": hf_config(cfg, eot)}
+    files = {"config.json": hf_config(cfg, tok.eot_token if tok else None)}
     if tok is not None:
         files |= {"tokenizer.json": tokenizer_json(tok),
                   "tokenizer_config.json": tokenizer_config(cfg.block_size)}
@@ -300,11 +320,13 @@ def to_hf(
              for k, w in model.state_dict().items() if k != HEAD}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder/"model.safetensors", metadata=dict(format="pt"))
+        write_tensors(state, folder/"model.safetensors", dict(format="pt"))
         for name, content in files.items():
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
             (folder/name).write_text(text, encoding="utf-8")
         if tok is not None: tokenizer.save(tok, folder/OURS) # for our own commands
     except (OSError, SafetensorError) as e:
         raise UserError(f"{folder} cannot be written ({e}): give another directory") from None
+    if tok is None: say(f"{folder} has no tokenizer: AutoTokenizer cannot read it right; give "
+                        "to_hf the one that the model was trained with")
     return folder

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from .attention import ATTENTION, causal_mask
 from .config import CHOICES, GPTConfig, did_you_mean, parse, require, run
+from .device import cores
 from .distributed import pick_device
 from .model import GPT, full_loss
 from .optim import adamw, decay_groups
@@ -283,7 +284,7 @@ def device_name(
 ) -> str: # such as "NVIDIA H200", or a processor and its cores
     "What the times were measured on"
     if device.type == "cuda": return torch.cuda.get_device_name(device)
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{processor()}, {cores()} cores"
 
 # %% ../nbs/tough/16_speed.ipynb #serve
 def serve():

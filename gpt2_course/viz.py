@@ -17,7 +17,7 @@ from torch import Tensor
 from . import checkpoint, tokenizer
 from .attention import attend, split_heads
 from .config import require
-from .model import GPT
+from .model import GPT, evaluating
 
 # %% ../nbs/medium/14_look_inside.ipynb #attention-shares
 def attention_shares(
@@ -38,11 +38,9 @@ def streams(
     t, T = model.transformer, idx.size(1)
     require(0 < T <= model.cfg.block_size, f"{T} tokens do not fit into the block of "
             f"{model.cfg.block_size}: give from 1 to {model.cfg.block_size}")
-    training = model.training
-    model.eval()
-    x = [t.wte(idx) + t.wpe(torch.arange(T, device=idx.device))]           # (B, T, C)
-    for block in t.h: x.append(block(x[-1]))
-    model.train(training)
+    with evaluating(model):
+        x = [t.wte(idx) + t.wpe(torch.arange(T, device=idx.device))]       # (B, T, C)
+        for block in t.h: x.append(block(x[-1]))
     return torch.stack(x)
 
 # %% ../nbs/medium/14_look_inside.ipynb #attention-maps

@@ -286,6 +286,43 @@ def test_find(tmp_path):
         checkpoint.find(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["../../other/checkpoints/step_00000009", "/etc", "..", "step_00000001/../../../other/checkpoints/step_00000009", "step_1x"])
+def test_a_pointer_leads_nowhere_else(tmp_path, name):
+    "best and last name a checkpoint of their own run, or are damaged: the newest whole one is taken"
+    (b,) = saved(tmp_path / "run", 2)
+    saved(tmp_path / "other", 9)
+    for which in ("best", "last"):
+        (tmp_path / "run" / "checkpoints" / which).write_text(name)
+        assert checkpoint.find(tmp_path / "run", which) == b
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "a/../../x", "", ".."])
+def test_a_checkpoint_is_not_made_of_files_elsewhere(tmp_path, name):
+    "Names in meta.json are those of files beside it, however right their digests are"
+    (step,) = saved(tmp_path, 1)
+    shutil.copy(step / "model.safetensors", step.parent / "model.safetensors")
+    meta = json.loads((step / "meta.json").read_text())
+    digests = {k: v for k, v in meta.pop("sha256").items() if k != "meta.json"}
+    digests[name] = digests["model.safetensors"]
+    (step / "meta.json").write_text(checkpoint.sealed(meta | dict(sha256=digests)))
+    assert not checkpoint.is_whole(step)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(tmp_path, umask):
+    "safetensors alone would let nobody else read them"
+    before = os.umask(umask)
+    try:
+        (step,) = saved(tmp_path, 1)
+        pretrained.to_hf(GPT(CFG), tmp_path / "hf")
+        pretrained.to_hf(GPT(CFG), tmp_path / "hf")  # over an earlier one
+    finally:
+        os.umask(before)
+    files = [p for p in (*step.iterdir(), *(tmp_path / "hf").iterdir())]
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in files} == {p.name: oct(0o666 & ~umask) for p in files}
+
+
 def test_load_model_and_state(tmp_path):
     (path,) = saved(tmp_path, 5)
     model, opt = trained()

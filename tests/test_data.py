@@ -413,3 +413,13 @@ def test_short_last_shard_is_no_trouble():
     assert loaders([100, 3], 8, "epochs", 2, 2)[1].next()[0].shape == (2, 8)
     with pytest.raises(UserError, match="no window of 8"):
         loaders([5, 3], 8, "epochs", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["train_/../../x.bin", "../train_000000.bin", "/train_000000.bin", ""])
+def test_shards_lie_beside_their_description(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path / "x.bin", np.arange(9, dtype=np.uint16))
+    meta = dict(vocab_size=9, tokens=dict(train=9, val=0), shards={name: dict(tokens=9, sha256="0")})
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="is not the name of a file beside it"):
+        open_split(tmp_path / "data", "train")

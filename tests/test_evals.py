@@ -289,3 +289,40 @@ def test_tokenizers_are_told_apart():
     a, b = (tokenizer.CharTokenizer(c) for c in ("abc ", "abd "))
     assert a.n_vocab == b.n_vocab and not same_tokenizer(a, b) and same_tokenizer(a, tokenizer.CharTokenizer("cba "))
     assert same_tokenizer(tokenizer.gpt2(), tokenizer.gpt2()) and not same_tokenizer(a, tokenizer.gpt2())
+
+
+def readers(model, shards):
+    "Everything that switches dropout off for a while: its name and a call"
+    from gpt2_course.generation import generate
+    from gpt2_course.viz import streams
+
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    choice = evals.Choice([1, 2], [[3], [4]], [1, 1], 0)
+    return dict(
+        validation_sum=lambda: evals.validation_sum(model, shards, 2),
+        choices=lambda: evals.choices(model, [choice]),
+        last_word_sum=lambda: evals.last_word_sum(model, [([1, 2], [3])]),
+        generate=lambda: generate(model, ids, 3, temperature=0),
+        streams=lambda: streams(model, ids),
+    )
+
+
+@pytest.mark.parametrize("name", ["validation_sum", "choices", "last_word_sum", "generate", "streams"])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_interrupted_reader_puts_dropout_back(monkeypatch, name, training):
+    "Ctrl-C in the middle of validation must not leave a model that trains on without dropout"
+    model = GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=2, n_embd=8, dropout=0.5)).train(training)
+    seen = []
+
+    def interrupt(module, *args):
+        seen.append(module.training)
+        raise KeyboardInterrupt
+
+    call = readers(model, [np.arange(17, dtype=np.uint16)])[name]
+    call()
+    assert model.training == training
+    hook = model.transformer.h[0].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    hook.remove()
+    assert seen == [False] and all(m.training == training for m in model.modules())

@@ -92,6 +92,26 @@ def test_ring_and_scaling():
     assert not rows[-2]["batch_grew"] and rows[-1]["batch_grew"] and rows[-1]["batch_tokens"] == 1024 * 1024
 
 
+def test_a_machine_sends_by_all_its_network_cards(run):
+    "Eight rails of a DGX H100 carry an eighth each: 64 GPUs lose little to the network; through one card they lose half; the table says what it assumed"
+    ask = ["-m", "gpt2_course.plan", "--gpu", "h200", "--gpus", "64"]
+    of = lambda *more: json.loads(run([*ask, *more, "--json"]).stdout)["speed"]
+    assert of()["efficiency"] == pytest.approx(0.988, abs=0.001)
+    assert of("--node-nics", "1")["efficiency"] == pytest.approx(0.522, abs=0.001)
+    assert of("--node-nics", "1", "--network", "400")["efficiency"] == of("--network", "50")["efficiency"]
+    c = plan.PlanConfig(network="50", link="450")
+    assert plan.traffic(c, int(1e9), 8) == plan.traffic(plan.PlanConfig(network="1", link="450"), int(1e9), 8), "inside a machine"
+    narrow = plan.PlanConfig(network="50", link="10")
+    assert plan.traffic(narrow, int(1e9), 16) > plan.traffic(c, int(1e9), 16), "the slower of the two counts"
+    assert plan.traffic(plan.PlanConfig(node_gpus=4), int(1e9), 8) > plan.traffic(plan.PlanConfig(), int(1e9), 8)
+    told = run([*ask, "--node-nics", "2", "--network", "ib-200", "--overlap", "0.5"]).stdout
+    for said in ("989 TFLOP/s a GPU (data sheet NVIDIA H200, 2024)", "8 GPUs a machine, joined by nvlink4 (450 GB/s each way)",
+                 "2 network cards a machine, each ib-200 (25 GB/s each way)", "reaches 80% of these", "under 50% of a backward pass", "25 MiB"):
+        assert said in told, told
+    for bad, says in ((["--node-nics", "0"], "--node-nics is 0"), (["--node-gpus", "-1"], "--node-gpus is -1")):
+        assert says in refused(run([*ask, *bad], status=2))
+
+
 def test_checkpoint_size_is_right(one):
     "The plan's bytes of a checkpoint against the files of a run: headers and JSON are all that differs"
     model = json.loads((one / "config.json").read_text())["model"]

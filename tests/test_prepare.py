@@ -157,6 +157,37 @@ def test_max_tokens_is_an_upper_bound_in_whole_documents(tmp_path):
     assert 2000 <= part["tokens"]["val"] < 5000, "validation takes a tenth"
 
 
+def test_a_wish_that_cannot_be_met_is_said(run, tmp_path):
+    "More tokens of validation than a tenth of the text, more tokens of a vocabulary than it has pairs; at the second call, too"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in sample_texts()))
+    ask = ["-m", "gpt2_course.prepare", rows, "--out", tmp_path / "out", "--tokenizer", "bpe:60000", "--val-tokens", "99999999"]
+    for _ in range(2):
+        told = run(ask).stdout
+        meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+        assert f"--val-tokens asked for 99,999,999 tokens of validation, which takes no more than a tenth of the text or of --max-tokens: there are {meta['tokens']['val']:,}\n" in told
+        assert f"--tokenizer bpe:60000 asked for 60,000 tokens, for which the text has too few pairs: there are {meta['vocab_size']:,}\n" in told + "\n"
+    ask = ["-m", "gpt2_course.prepare", rows, "--out", tmp_path / "few", "--max-tokens", "20000", "--val-tokens", "9000"]
+    assert "--val-tokens asked for 9,000" in run(ask).stdout
+    assert "note:" not in run([*ask[:4], tmp_path / "met", "--val-tokens", "2000"]).stdout, "met, and said all the same"
+    assert "note:" not in run([*ask[:4], tmp_path / "default"]).stdout, "nobody asked"
+
+
+def test_a_note_of_progress_deletes_nothing_elsewhere(run, tmp_path):
+    "progress.json names shards, which are deleted when no document is left for training"
+    (tmp_path / "precious.bin").write_text("mine")
+    (tmp_path / "text.jsonl").write_text('{"text": "one document"}\n')
+    cfg = PrepareConfig((str(tmp_path / "text.jsonl"),), out=str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    tokenizer.save(tokenizer.gpt2(), tmp_path / "out" / "tokenizer.json")
+    totals = {s: dict(documents=0, tokens=0, bytes=0) for s in ("train", "val")}
+    note = dict(request=prepare.request_of(cfg, prepare.parts_of(cfg.source)), pins={}, totals=totals, place=None, written=0)
+    (tmp_path / "out" / "progress.json").write_text(json.dumps(note | dict(shards={"../precious.bin": dict(tokens=1, sha256="0")})))
+    ask = ["-m", "gpt2_course.prepare", tmp_path / "text.jsonl", "--out", tmp_path / "out"]
+    assert "names '../precious.bin', which is not the name of a file beside it" in refused(run(ask, status=2))
+    assert (tmp_path / "precious.bin").read_text() == "mine"
+
+
 # --- interruptions ---
 
 
@@ -219,7 +250,7 @@ def test_kill_then_go_on(run, corpus, tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_to_all_as_from_a_terminal(run, corpus, tmp_path, kind, workers):
     file, whole = corpus
     started = begin(file, tmp_path / "out", workers)
@@ -227,7 +258,7 @@ def test_signal_to_all_as_from_a_terminal(run, corpus, tmp_path, kind, workers):
     os.killpg(started.pid, kind)
     told = started.communicate(timeout=60)[1].strip().splitlines()
     assert started.returncode == 1 and len(told) == 1, told
-    assert told[0].startswith("stopped: the same command goes on") or kind == signal.SIGTERM and "worker process died" in told[0]
+    assert told[0].startswith("stopped: the same command goes on") or kind in (signal.SIGTERM, signal.SIGUSR1) and "worker process died" in told[0]
     until(lambda: not alive(children))
     finish(run, file, tmp_path / "out", whole, workers)
 

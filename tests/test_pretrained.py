@@ -299,6 +299,44 @@ def test_what_cannot_leave_is_refused(tmp_path, tokenizers):
     assert not (tmp_path / "hf").exists(), "a refusal writes nothing"
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "sub/model.safetensors", "..\\model.safetensors", "", 3])
+def test_an_index_names_files_beside_it(tmp_path, name):
+    to_hf(GPT(TINY), tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    with pytest.raises(UserError, match="is not the name of a file beside it"):
+        from_hf(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": ["model.safetensors"]}'])
+def test_an_index_that_is_none(tmp_path, content):
+    to_hf(GPT(TINY), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="has no weight_map"):
+        from_hf(tmp_path)
+
+
+def test_parts_that_an_index_names_are_read(tmp_path):
+    state = load_file(to_hf(GPT(TINY).eval(), tmp_path) / "model.safetensors")
+    whole, names = from_hf(tmp_path), sorted(state)
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, mine in parts.items():
+        save_file({k: state[k] for k in mine}, tmp_path / file)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {k: file for file, mine in parts.items() for k in mine}}))
+    assert all(torch.equal(w, whole.state_dict()[k]) for k, w in from_hf(tmp_path).state_dict().items())
+
+
+def test_without_a_tokenizer(tmp_path, capsys):
+    "GPT-2's vocabulary brings GPT-2's tokenizer; for any other, what is missing is said"
+    gpt2_sized = GPT(GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=2, n_embd=8))
+    theirs = transformers.AutoTokenizer.from_pretrained(to_hf(gpt2_sized, tmp_path / "gpt2"))
+    assert len(theirs) == 50257 and theirs("To be, or not")["input_ids"] == gpt2().encode_ordinary("To be, or not")
+    assert capsys.readouterr().out == ""
+    to_hf(GPT(TINY), tmp_path / "tiny")
+    assert "tiny has no tokenizer: AutoTokenizer cannot read it right; give to_hf the one" in capsys.readouterr().out
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(preset="nano")))
     with pytest.raises(UserError, match="another directory"):

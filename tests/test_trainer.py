@@ -2,17 +2,25 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from gpt2_course import checkpoint
+from gpt2_course.data import sha256_file
+from gpt2_course.distributed import World
+from gpt2_course.train import read_options
+from gpt2_course.trainer import preflight
 from safetensors.torch import load_file
 
 from conftest import REPO, offline_env
-from runs import TINY, WORKER, losses, metrics, torchrun, weights
+from runs import TINY, WORKER, losses, metrics, refused, torchrun, weights
 
 
 def test_run_directory(one):
@@ -72,16 +80,25 @@ def test_resume_is_bitwise(run, data, one, two, tmp_path, ranks):
     assert all(torch.equal(states[0][i][k], states[1][i][k]) for i in states[1] for k in states[1][i])
 
 
-def test_sigterm_saves_at_a_step_boundary(data, run, tmp_path):
-    "A run that is asked to stop writes a checkpoint, says how to go on, and goes on"
-    out = tmp_path / "run"
-    flags = ["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out, "--steps", "100000", "--eval-every", "100000", "--save-every", "100000"]
-    flags += ["--sample-every", "0"]
-    process = subprocess.Popen([sys.executable, *map(str, flags)], env=offline_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+LONG = [*TINY, "--steps", "100000", "--eval-every", "100000", "--save-every", "100000", "--sample-every", "0"]
+
+
+def begun(command, out, **more) -> subprocess.Popen:
+    "Start a run and return when it has trained for some steps"
+    process = subprocess.Popen(list(map(str, command)), env=offline_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **more)
     deadline = time.time() + 60
     while time.time() < deadline and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 3):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_request_to_stop_saves_at_a_step_boundary(data, run, tmp_path, name):
+    "A run that is asked to stop writes a checkpoint, says how to go on, and goes on"
+    out = tmp_path / "run"
+    flags = ["-m", "gpt2_course.train", *LONG, "--data", data, "--out", out]
+    process = begun([sys.executable, *flags], out)
+    process.send_signal(getattr(signal, name))
     told, _ = process.communicate(timeout=60)
     status = json.loads((out / "status.json").read_text())
     assert process.returncode == 0 and status["state"] == "interrupted" and "--resume" in told
@@ -90,6 +107,122 @@ def test_sigterm_saves_at_a_step_boundary(data, run, tmp_path):
     done = run([*flags, "--resume", "--steps", str(step + 5)])
     assert f"resumed from {out / 'checkpoints' / f'step_{step:08d}'} at step {step}" in done.stdout
     assert [row["step"] for row in metrics(out)] == list(range(1, step + 6))
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(data, tmp_path):
+    out = tmp_path / "run"
+    process = begun(["nohup", sys.executable, "-m", "gpt2_course.train", *LONG, "--data", data, "--out", out], out, stdin=subprocess.DEVNULL)
+    process.send_signal(signal.SIGHUP)
+    steps = len(metrics(out))
+    deadline = time.time() + 60
+    while time.time() < deadline and process.poll() is None and len(metrics(out)) < steps + 5:
+        time.sleep(0.1)
+    assert process.poll() is None and len(metrics(out)) >= steps + 5
+    process.terminate()
+    process.communicate(timeout=60)
+    assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
+
+
+# --- SLURM: the script of the repository, with stand-ins for what only a cluster has ---
+
+SRUN = """#!/bin/bash
+"$@" & task=$!
+trap 'kill -USR1 $task' USR1
+while kill -0 $task 2>/dev/null; do wait $task; status=$?; done
+exit $status
+"""
+
+
+def batch_job(tmp_path, data, *flags) -> list[str]:
+    "The command that SLURM would start: two processes on one machine, a tiny model; scontrol notes what it is asked"
+    tools, script = tmp_path / "tools", (REPO / "assets" / "slurm" / "gpt2-124m.sh").read_text()
+    tools.mkdir(exist_ok=True)
+    scontrol = f"#!/bin/bash\necho $* >> {tmp_path}/asked\necho 127.0.0.1\n"
+    torchrun = f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n'
+    for name, text in dict(srun=SRUN, scontrol=scontrol, torchrun=torchrun).items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    given = shlex.join(map(str, [*TINY, "--data", data, *flags]))
+    for old, new in (("per-node 8", "per-node 2"), ("29500", str(port)), ("--preset gpt2-124m", given), ("runs/gpt2-124m", f"{tmp_path}/run")):
+        assert old in script
+        script = script.replace(old, new)
+    slurm = dict(SLURM_JOB_NODELIST="a", SLURM_NNODES="1", SLURM_JOB_ID="7", PATH=f"{tools}:{os.environ['PATH']}")
+    return ["env", *(f"{k}={v}" for k, v in slurm.items()), "bash", "-u", "-c", script]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="a batch script is read by bash")
+def test_slurm_warns_the_run_is_saved_and_queued_again(data, tmp_path):
+    "USR1 to the batch shell alone: both processes save, the job is requeued; its next turn resumes, finishes and asks for no other"
+    out, asked = tmp_path / "run", tmp_path / "asked"
+    job = begun(batch_job(tmp_path, data, *LONG[len(TINY) :]), out)
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=120)
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "interrupted" and asked.read_text().splitlines() == ["show hostnames a", "requeue 7"]
+    assert (out / "checkpoints" / "last").read_text() == f"step_{status['step']:08d}"
+    done = subprocess.run(batch_job(tmp_path, data, "--steps", str(status["step"] + 4)), env=offline_env(), capture_output=True, text=True)
+    assert done.returncode == 0 and f"at step {status['step']}\n" in done.stdout, done.stderr[-2000:]
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+    assert asked.read_text().splitlines()[2:] == ["show hostnames a"], "a finished run was queued again"
+
+
+# --- what the user did not give ---
+
+
+@pytest.mark.parametrize(
+    "flags, warmup, says",
+    [
+        ("--steps 5", 1, "warm-up 1 steps, cosine to 0.0001 (nano-char's warm-up of 70, scaled to this run)"),
+        ("--steps 700", 35, "warm-up 35 steps"),
+        ("--steps 2000", 70, "rate    0.003, warm-up 70 steps, cosine to 0.0001\n"),
+        ("--steps 90 --optim.warmup 70", 70, "rate    0.003, warm-up 70 steps, cosine to 0.0001\n"),
+        ("--optim.lr 3e-5", 70, "rate    3e-05, warm-up 70 steps, cosine to 1e-06 (nano-char's last rate of 0.0001, scaled to this run)"),
+    ],
+)
+def test_what_a_preset_says_of_its_own_length_is_scaled(run, data, tmp_path, flags, warmup, says):
+    done = run(["-m", "gpt2_course.train", "--preset", "nano-char", "--data", data, "--out", tmp_path / "run", *flags.split(), "--check"])
+    assert says in done.stdout
+
+
+def test_a_warm_up_that_was_given_is_kept(run, data, tmp_path):
+    "By a flag, by a file, or by the run that is resumed: too long is an error, and nothing is scaled"
+    ask = ["-m", "gpt2_course.train", "--preset", "nano-char", "--data", data, "--check"]
+    assert "--optim.warmup 9 is longer than --steps 5" in refused(run([*ask, "--steps", "5", "--optim.warmup=9"], status=2))
+    (tmp_path / "c.json").write_text('{"steps": 5, "optim": {"warmup": 9}}')
+    assert "--optim.warmup 9 is longer than --steps 5" in refused(run([*ask, "--config", tmp_path / "c.json"], status=2))
+    (tmp_path / "c.json").write_text('{"steps": 5}')
+    assert "warm-up 1 steps" in run([*ask, "--config", tmp_path / "c.json"]).stdout
+    out = tmp_path / "run"
+    run(["-m", "gpt2_course.train", *TINY, "--data", data, "--out", out, "--steps", "5"])
+    told = run(["-m", "gpt2_course.train", "--out", out, "--resume", "--steps", "6", "--check"]).stdout
+    assert "warm-up 3 steps" in told and "scaled" not in told.partition("rate")[2].partition("\n")[0]
+
+
+# --- one process hashes ---
+
+
+def test_only_rank_0_hashes_a_checkpoint(one, data, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda path: read.append(path) or sha256_file(path))
+    cfg = read_options([*TINY, "--data", str(data), "--out", str(one), "--resume"])
+    for rank, hashed in ((1, set()), (0, {"model.safetensors", "state.pt"})):
+        preflight(cfg, World(rank, rank, 2), lambda *a: None)
+        assert {p.name for p in read} == hashed
+
+
+def test_ranks_resume_from_what_rank_0_found_whole(run, data, two, tmp_path):
+    "The newest is damaged: rank 0 alone sees it, both fall back, and the run ends as the undisturbed one"
+    out = shutil.copytree(two[0], tmp_path / "run")
+    newest = out / "checkpoints" / "step_00000010" / "meta.json"
+    newest.write_text(newest.read_text()[:-20])
+    done = run(torchrun(2, WORKER, *TINY, "--data", data, "--out", out, "--resume"), OMP_NUM_THREADS="1")
+    digests = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("rank ")]
+    ours, theirs = weights(out), weights(two[0])
+    assert len(digests) == 2 and digests[0] == digests[1] and losses(out) == losses(two[0])
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs) and ours.keys() == theirs.keys()
 
 
 def test_diverged_run_stops_and_keeps_its_checkpoint(data, run, tmp_path):
