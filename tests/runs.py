@@ -2,11 +2,13 @@
 
 import json
 
+from gpt2_course.checkpoint import load_model, load_state
+from gpt2_course.optim import adamw
 from safetensors.torch import load_file
 
 from forked import WORKERS, torchrun
 
-__all__ = ["TINY", "WORKER", "losses", "metrics", "refused", "torchrun", "weights"]
+__all__ = ["TINY", "WORKER", "losses", "metrics", "moments", "refused", "torchrun", "weights"]
 WORKER = WORKERS / "fit_digest.py"
 TINY = (
     "--preset nano-char --device cpu --dtype float32 --no-compile --steps 10 --batch-tokens 512 --micro-batch 4 --model.block-size 32"
@@ -25,7 +27,20 @@ def losses(out, split="train"):
 
 
 def weights(out, step=10):
-    return load_file(out / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+    "What a checkpoint holds, whoever wrote it"
+    path = out / "checkpoints" / f"step_{step:08d}"
+    if (path / "model.safetensors").exists():
+        return load_file(path / "model.safetensors")
+    return {k: v for k, v in load_model(path).state_dict().items() if k != "lm_head.weight"}
+
+
+def moments(out, step=10):
+    "AdamW's state by the parameters' names, whoever wrote it"
+    path = out / "checkpoints" / f"step_{step:08d}"
+    model = load_model(path)
+    optimizer = adamw(model, 1e-3, 0.1, (0.9, 0.95), "cpu")
+    load_state(path, optimizer, model)
+    return {f"{name}.{k}": v for name, p in model.named_parameters() for k, v in optimizer.state[p].items()}
 
 
 def refused(done) -> str:

@@ -8,17 +8,19 @@ import pytest
 import torch
 from gpt2_course import distributed
 from gpt2_course.config import UserError
-from gpt2_course.distributed import World, any_over, gather, pick_device, process_group, sum_over, whole, wrap
+from gpt2_course.distributed import World, any_over, gather, pick_device, process_group, sum_over, wrap
 
 CPU = torch.device("cpu")
 
 
 def test_world_alone_and_from_the_environment(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert World.from_env() == World(0, 0, 1) and World().main
     monkeypatch.setenv("RANK", "5"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "8")
-    assert World.from_env() == World(5, 1, 8) and not World.from_env().main
+    assert World.from_env() == World(5, 1, 8) and not World.from_env().main and World.from_env().machines == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert World.from_env() == World(5, 1, 8, 2) and World.from_env().machines == 4
 
 
 @pytest.mark.parametrize("cuda, mps, name, want", [(0, 0, "auto", "cpu"), (2, 0, "auto", "cuda:1"), (0, 1, "auto", "mps"), (2, 1, "auto", "cuda:1"), (2, 1, "cpu", "cpu"), (2, 1, "mps", "mps")])
@@ -48,14 +50,6 @@ def test_alone_nothing_is_exchanged():
         assert not torch.distributed.is_initialized()
         assert sum_over(t, World()) is t and any_over(True, World()) is True and any_over(False, World()) is False
         assert gather(t, World(), CPU) == [t] and wrap(model, World(), CPU) is model
-
-
-def test_whole_brings_slices_together_wherever_they_are():
-    class Slice:
-        def full_tensor(self):
-            return "whole"
-
-    assert whole({"a": [Slice(), 3], "b": {"c": Slice()}, "d": "text"}) == {"a": ["whole", 3], "b": {"c": "whole"}, "d": "text"}
 
 
 # --- two processes that wait for work ---
