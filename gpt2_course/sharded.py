@@ -154,7 +154,7 @@ def small_state(
     rngs:list, # `rng_state` of every rank
 ) -> dict:
     "What is no slice: random states, learning rates, the numbers of steps"
-    moments = {name: {k: None if hasattr(v, "to_local") else v.cpu()
+    moments = {name: {k: None if hasattr(v, "to_local") else v.to("cpu", copy=True)
                       for k, v in optimizer.state.get(p, {}).items()}
                for name, p in model.named_parameters()}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
@@ -199,6 +199,7 @@ def save(
         together(seal, why, group)
     except Failed as e:
         if rank == 0: shutil.rmtree(part, ignore_errors=True)
+        dist.barrier(group)
         raise checkpoint.not_written(step, where, str(e)) from None
     return where/part.stem[1:]
 
