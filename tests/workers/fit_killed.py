@@ -42,7 +42,7 @@ def main():
     if victim == world.rank:
         time.sleep(seconds + 60)  # the end was near: die there
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in whole)).hexdigest()
-    print(f"rank {world.rank} {digest} attempt {attempt} from {plan.resume.name if plan.resume else 'the beginning'}", flush=True)
+    print(f"rank {world.rank} {digest} attempt {attempt} from {plan.resume.name if plan.resume else 'the beginning'}\n", end="", flush=True)  # in one piece: the ranks write into one pipe
 
 
 config.run(main)
