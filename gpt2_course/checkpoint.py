@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ZEROS', 'FORMAT', 'rng_state', 'set_rng_state', 'fsync', 'write_text', 'untied', 'sealed', 'tensor_bytes',
-           'make_room', 'save', 'is_whole', 'steps', 'step_of', 'newest', 'read_description', 'load_weights',
-           'load_state', 'find', 'load_model', 'find_tokenizer', 'open_model', 'prune']
+           'make_room', 'begin', 'finish', 'excuse', 'not_written', 'save', 'is_whole', 'steps', 'step_of', 'newest',
+           'read_description', 'load_weights', 'load_state', 'find', 'load_model', 'find_tokenizer', 'open_model',
+           'prune']
 
 # %% ../nbs/tough/19_checkpoint.ipynb #imports
 import errno, hashlib, json, os, random, re, shutil
@@ -21,6 +22,7 @@ from .config import GPTConfig, UserError, from_dict, inside, read_json, require
 from .data import sha256_file
 from .model import GPT
 from .pretrained import OURS, from_hf, write_tensors
+from .slices import in_slices, is_sharded, load_moments, load_rows
 from .variants import make_gpt
 
 # %% ../nbs/tough/19_checkpoint.ipynb #rng-state
@@ -110,6 +112,49 @@ def make_room(
     "Refuse to begin what the disk cannot hold"
     if shutil.disk_usage(where).free < need: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+def begin(
+    run,      # run directory
+    step:int,
+    need:int, # bytes
+) -> Path:    # .step_00000250.part, empty
+    "A directory beside the checkpoint's name, and room for it"
+    part = Path(run)/"checkpoints"/f".step_{step:08d}.part"
+    for path in (part, part.with_suffix(".old.part")): shutil.rmtree(path, ignore_errors=True)
+    part.mkdir(parents=True)
+    make_room(part.parent, need)
+    return part
+
+def finish(
+    part:Path,    # what `begin` returned, all files written
+    digests:dict, # file name -> sha256
+    meta:dict,
+) -> Path:        # the checkpoint
+    "Describe and seal it, force it to the disk, give it its name"
+    final, old = part.with_name(part.stem[1:]), part.with_suffix(".old.part")
+    meta = dict(format=FORMAT, step=step_of(final), torch=torch.__version__, **meta,
+                sha256=digests)
+    (part/"meta.json").write_text(sealed(meta), encoding="utf-8")
+    for p in part.iterdir(): fsync(p)
+    fsync(part)
+    if final.exists(): final.rename(old)
+    part.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+def excuse(
+    e:Exception, # what stopped a save
+    where:Path,  # of the checkpoints
+    need:int,    # bytes
+) -> str | None: # why; None where it is no fault of the disk's
+    "Whether a save failed for want of a disk, in words"
+    full = where.exists() and shutil.disk_usage(where).free < need
+    if isinstance(e, RuntimeError) and not (full or "Writer" in str(e)): return None # a GPU's, say
+    return os.strerror(errno.ENOSPC) if full else str(getattr(e, "strerror", None) or e)
+
+def not_written(step:int, where:Path, why:str) -> UserError: # the one line
+    return UserError(f"checkpoint of step {step} not written to {where}: {why}; the "
+                     "checkpoints before it are kept: make room, then --resume")
+
 def save(
     run,        # run directory
     step:int,   # finished steps
@@ -119,48 +164,39 @@ def save(
     meta:dict,  # JSON values: position, config, validation loss …
 ) -> Path:      # checkpoints/step_00000250
     "Write a checkpoint that is there whole or not at all"
-    where = Path(run)/"checkpoints"
-    final, part = where/f"step_{step:08d}", where/f".step_{step:08d}.part"
-    old, weights = part.with_name(f".step_{step:08d}.old.part"), untied(model.state_dict())
+    where, weights = Path(run)/"checkpoints", untied(model.state_dict())
     state = dict(optimizer=optimizer.state_dict(), rngs=rngs)
     need = tensor_bytes([weights, state])
     try:
-        for path in (part, old): shutil.rmtree(path, ignore_errors=True)
-        part.mkdir(parents=True)
-        make_room(where, need)
+        part = begin(run, step, need)
         write_tensors(weights, part/"model.safetensors")
         torch.save(state, part/"state.pt")
         digests = {p.name: sha256_file(p) for p in sorted(part.iterdir())}
-        meta = dict(format=FORMAT, step=step, torch=torch.__version__, **meta, sha256=digests)
-        (part/"meta.json").write_text(sealed(meta), encoding="utf-8")
-        for p in part.iterdir(): fsync(p)
-        fsync(part)
-        if final.exists(): final.rename(old)
-        part.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        final = finish(part, digests, meta)
     except (OSError, RuntimeError, SafetensorError) as e: # torch and safetensors have their own
-        full = where.exists() and shutil.disk_usage(where).free < need
-        why = os.strerror(errno.ENOSPC) if full else getattr(e, "strerror", None) or e
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(e, RuntimeError) and not (full or "Writer" in str(e)): raise # a GPU's, say
-        raise UserError(f"checkpoint of step {step} not written to {where}: {why}; the "
-                        "checkpoints before it are kept: make room, then --resume") from e
+        why = excuse(e, where, need)
+        shutil.rmtree(where/f".step_{step:08d}.part", ignore_errors=True)
+        if why is None: raise
+        raise not_written(step, where, why) from e
     fsync(where)
     return final
 
 # %% ../nbs/tough/19_checkpoint.ipynb #is-whole
 def is_whole(
-    path,   # a step directory
+    path,        # a step directory
+    rank:int=0,  # hash files rank, rank + world, …: the others hash the rest
+    world:int=1,
 ) -> bool:
-    "Whether every file is there with the digest that meta.json promises"
+    "Whether every file is there, and this rank's share has the digest that meta.json promises"
     try:
         raw = (Path(path)/"meta.json").read_text(encoding="utf-8")
         digests = dict(json.loads(raw)["sha256"])
         own = digests.pop("meta.json", "") # a published checkpoint may do without
         mine = hashlib.sha256(raw.replace(own, ZEROS).encode()).hexdigest() if own else ""
-        files = {inside(path, n, "meta.json"): d for n, d in digests.items()}
+        files = {inside(path, n, "meta.json"): d for n, d in sorted(digests.items())}
         return mine == own and len(files) > 0 and all(
-            p.is_file() and sha256_file(p) == d for p, d in files.items())
+            p.is_file() and (i % world != rank or sha256_file(p) == d)
+            for i, (p, d) in enumerate(files.items()))
     except (OSError, ValueError, TypeError, KeyError): return False
 
 def steps(
@@ -175,10 +211,13 @@ def step_of(path): return int(path.name[5:]) # step_00000250 -> 250
 def newest(
     run,         # run directory
     say=print,   # called with a line for each checkpoint that had to be skipped
+    rank:int=0, world:int=1, # of `is_whole`
+    upto:int | None = None,  # no later step than this
 ) -> Path:       # the newest whole checkpoint
     "The newest checkpoint that is whole; none raises `UserError`"
     for path in reversed(steps(run)):
-        if is_whole(path): return path
+        if upto is not None and step_of(path) > upto: continue
+        if is_whole(path, rank, world): return path
         say(f"checkpoint {path.name} is damaged: falling back to the one before it")
     raise UserError(f"{run} has no whole checkpoint: train it anew, without --resume")
 
@@ -199,7 +238,12 @@ def load_weights(
     path,      # a step directory
     model:GPT, # gets the weights
 ):
-    "Read model.safetensors into a model of the same shape"
+    "Read the weights into a model of the same shape, whole or in slices"
+    if is_sharded(path) or in_slices(model):
+        try: return load_rows(path, model)
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as e:
+            raise UserError(f"{path} does not fit the model or cannot be read "
+                            f"({str(e).splitlines()[0]}): use another checkpoint") from e
     try: state = load_file(Path(path)/"model.safetensors")
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path}/model.safetensors cannot be read ({e}): "
@@ -211,11 +255,17 @@ def load_weights(
 def load_state(
     path,                # a step directory
     optimizer,           # gets its state back
+    model=None,          # GPT whose parameters it moves: needed where either side is in slices
 ) -> tuple[dict, list]:  # meta.json, rng states by rank
     "Read what training needs beyond the weights; no pickle that can run code"
+    cut = model is not None and in_slices(model)
     try:
-        state = torch.load(Path(path)/"state.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(state["optimizer"])
+        state = torch.load(Path(path)/"state.pt", weights_only=True, map_location="cpu", mmap=cut)
+        if cut or is_sharded(path):
+            one = isinstance(optimizer, torch.optim.Optimizer)
+            require(one, "the saved state is that of adamw: resume with --optim.name adamw")
+            load_moments(path, state, optimizer, model)
+        else: optimizer.load_state_dict(state["optimizer"])
         return read_description(path), state["rngs"]
     except UserError: raise
     except Exception as e: # bytes that mean nothing may fail in any way
@@ -231,7 +281,7 @@ def find(
     "The checkpoint that a run names best or last"
     run = Path(run)
     require(run.exists(), f"{run} does not exist: give a run directory, such as runs/nano")
-    if (run/"model.safetensors").exists():
+    if (run/"model.safetensors").exists() or (run/"meta.json").exists():
         require(is_whole(run), f"{run} is damaged: its files differ from what meta.json promises, "
                 "so give the run's directory, whose newest whole checkpoint is taken")
         return run

@@ -120,7 +120,8 @@ class TrainConfig:
     attention: str = "auto"       # auto, sdpa, blocked or manual
     loss: str = "auto"            # auto, full, or chunked (never holds all logits: less memory)
     variant: str = "gpt2"         # the model's parts: gpt2, rmsnorm, swiglu, rope, llama, moe …
-    parallel: str = "ddp"         # several processes: ddp, or fsdp (each holds a slice of all)
+    parallel: str = "ddp"         # ddp, fsdp (each process holds a slice), hsdp (slices per machine)
+    reshard_after_forward: bool = True # fsdp: gather weights again for backward: less memory
     order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
     log_every: int = 10           # steps between rows of metrics.jsonl
     eval_every: int = 250         # steps between validations
@@ -131,6 +132,7 @@ class TrainConfig:
     sample_tokens: int = 100      # new tokens of a sample
     sample_prompt: str = "\n"     # what the samples continue
     save_every: int = 250         # steps between checkpoints
+    async_save: bool = False      # write them in the background, from a copy on the CPU
     keep: int = 2                 # newest checkpoints kept, beside the best one
     snapshot_every: int = 0       # keep every checkpoint at multiples of this; 0 keeps none
     log: tuple[str, ...] = ()     # extra loggers: tensorboard, wandb
@@ -220,7 +222,7 @@ CHOICES = dict(
     loss=("auto", "full", "chunked"),
     variant=("gpt2", "rmsnorm", "swiglu", "swiglu-rmsnorm", "rope", "llama", "qk-norm", "relu2",
              "gqa", "moe"),
-    parallel=("ddp", "fsdp"),
+    parallel=("ddp", "fsdp", "hsdp"),
     order=("epochs", "random", "documents"),
     log=("tensorboard", "wandb"),
 )

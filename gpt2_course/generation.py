@@ -65,9 +65,9 @@ def next_logits(
 ) -> Tensor:                # (B, V) scores of what comes next
     "Scores after the last token; beyond the block, of its last block_size tokens"
     size = model.cfg.block_size
-    if cache is None or idx.size(1) > size: x = model.hidden(idx[:, -size:])
+    if cache is None or idx.size(1) > size: x = model.encode(idx[:, -size:])
     elif hasattr(cache, "step"): return cache.step(idx[:, cache.length:]) # as `quick.Decoder` has
-    else: x = model.hidden(idx[:, cache.length:], cache)
+    else: x = model.encode(idx[:, cache.length:], cache)
     return model.lm_head(x[:, -1])[:, :model.cfg.vocab_size]
 
 # %% ../nbs/medium/11_generation.ipynb #generate
@@ -133,13 +133,14 @@ def continue_text(
     n:int=1,            # how many continuations
     max_new_tokens:int=100,
     seed:int=1337,      # of the random choices
-    **dials,            # temperature, top_k, top_p, use_cache
+    **dials,            # temperature, top_k, top_p, use_cache, stop
 ) -> list[str]:         # n continuations, without the prompt
     "Continue a text n times"
     device = model.transformer.ln_f.weight.device
     ids = (tok.encode_ordinary(prompt) or [tok.eot_token])[-model.cfg.block_size:]
     g = torch.Generator(device).manual_seed(seed)
     idx = torch.tensor([ids] * n, device=device)
-    out = generate(model, idx, max_new_tokens, generator=g, stop=tok.eot_token, **dials)
+    dials = dict(stop=tok.eot_token) | dials
+    out = generate(model, idx, max_new_tokens, generator=g, **dials)
     texts = [tok.decode(row.tolist()) for row in out[:, len(ids):].cpu()]
     return [t.split("<|endoftext|>")[0] for t in texts]

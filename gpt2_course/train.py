@@ -125,11 +125,12 @@ def this_python() -> str: # such as .venv/bin/python
 # %% ../nbs/reference/train.ipynb #farewell
 def farewell(
     finished, # a `trainer.Run` that reached its last step
+    texts:list, # what its model writes
 ):
     "Samples, the picture, the next command, and the validation loss beside the bigram's"
-    from gpt2_course.trainer import baseline, draw_loss, samples
+    from gpt2_course.trainer import baseline, draw_loss
     out = finished.cfg.out
-    for i, text in enumerate(samples(finished, 3), 1):
+    for i, text in enumerate(texts, 1):
         print(f"\n--- sample {i} " + "-" * 50 + f"\n{finished.cfg.sample_prompt}{text}")
     bigram = baseline(finished.plan)
     picture = draw_loss(out, bigram)
@@ -142,7 +143,7 @@ def farewell(
 def main():
     cfg = read_options(sys.argv[1:])
     from gpt2_course.distributed import World, process_group
-    from gpt2_course.trainer import describe, evaluate_only, fit, preflight
+    from gpt2_course.trainer import describe, evaluate_only, fit, preflight, samples
     from tqdm import tqdm
     world = World.from_env()
     say = tqdm.write if world.main else lambda *a: None
@@ -156,8 +157,10 @@ def main():
         writers = open_writers(plan.cfg, world.main)
         done = fit(plan, world, say, writers)
         for w in writers: w(None)
+        ended = done.step == cfg.steps
+        texts = samples(done, 3) if ended and (world.main or done.sliced) else []
         if not world.main: return
-        if done.step == cfg.steps: farewell(done)
+        if ended: farewell(done, texts)
         else: print(f"stopped at step {done.step}; go on with the same command and --resume")
 
 # %% ../nbs/reference/train.ipynb #main

@@ -33,10 +33,10 @@ from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from conftest import REPO, offline_env
 from forked import POSSIBLE, WORKERS, Forks, is_ours, torchrun, unpack
+from runs import moments_of, weights_of
 
 # Dropout is on: whoever loses a rank's random state is found out.
 TINY = (
@@ -46,6 +46,7 @@ TINY = (
 ).split()
 TRAIN = ["-m", "gpt2_course.train"]
 SEED = 2026
+SLICED = ("--parallel", "fsdp")
 
 
 class Bench:
@@ -121,12 +122,12 @@ def equal_to_the_bit(a, b):
     "Losses, weights, optimiser, random states and position of two finished runs"
     if losses(a) != losses(b) or last(a).name != last(b).name:
         return False
-    weights = [load_file(last(o) / "model.safetensors") for o in (a, b)]
     states = [torch.load(last(o) / "state.pt", weights_only=True) for o in (a, b)]
     metas = [json.loads((last(o) / "meta.json").read_text()) for o in (a, b)]
-    same = weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    memory = [s["optimizer"]["state"] for s in states]
-    same &= memory[0].keys() == memory[1].keys() and all(torch.equal(memory[0][i][k], memory[1][i][k]) for i in memory[0] for k in memory[0][i])
+    same = True
+    for read in (weights_of, moments_of):
+        x, y = read(last(a)), read(last(b))
+        same &= x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
     same &= len(states[0]["rngs"]) == len(states[1]["rngs"])
     same &= all(torch.equal(x[k], y[k]) for x, y in zip(states[0]["rngs"], states[1]["rngs"]) for k in ("torch", "numpy", "python"))
     return same and all(metas[0][k] == metas[1][k] for k in ("step", "position", "best", "val_loss"))
@@ -181,15 +182,17 @@ def refuses(call):
 
 
 def bit_flips(bench, n):
-    "One bit of one file of a checkpoint, or of a prepared corpus"
+    "One bit of one file of a checkpoint by one process or by two, or of a prepared corpus"
+    parts = last(bench.undisturbed(2, *SLICED))
     step, chance, found = small_checkpoint(bench.fresh("flips")), random.Random(SEED), []
     data = shutil.copytree(bench.data, bench.fresh("flipped-data"))
-    assert checkpoint.is_whole(step) and not refuses(lambda: verify(data)), "sound files are refused"
+    sound = lambda: checkpoint.is_whole(step) and checkpoint.is_whole(parts) and not refuses(lambda: verify(data))
+    assert sound(), "sound files are refused"
     for i in range(n):
-        files = [step / f for f in ("model.safetensors", "state.pt", "meta.json")] if i % 2 else sorted(data.glob("*.bin"))
-        with flipped(chance.choice(files), chance):
-            found.append(not checkpoint.is_whole(step) if i % 2 else refuses(lambda: verify(data)))
-    assert checkpoint.is_whole(step) and not refuses(lambda: verify(data)), "the files were not put right"
+        place = (data, step, data, parts)[i % 4]
+        with flipped(chance.choice(sorted(place.glob("*.bin") if place == data else place.iterdir())), chance):
+            found.append(refuses(lambda: verify(data)) if place == data else not checkpoint.is_whole(place))
+    assert sound(), "the files were not put right"
     return all(found), f"{sum(found)} of {n} found"
 
 
@@ -225,10 +228,10 @@ def virtual_ranks(bench, n):
 KILLED = ("--steps", "60", "--save-every", "5", "--eval-every", "20")
 
 
-def killed_run(bench, kills):
+def killed_run(bench, kills, *more):
     "A run under torchrun whose workers die as told; whether it ended as the undisturbed one"
-    whole, out = bench.undisturbed(2, *KILLED), bench.fresh("killed")
-    args = torchrun(2, WORKERS / "fit_killed.py", *bench.flags(out, *KILLED), restarts=len(kills))
+    whole, out = bench.undisturbed(2, *KILLED, *more), bench.fresh("killed")
+    args = torchrun(2, WORKERS / "fit_killed.py", *bench.flags(out, *KILLED, *more), restarts=len(kills))
     done = bench.python(*args, status=None, KILLS=json.dumps(kills))
     told = [line.split() for line in done.stdout.splitlines() if line.startswith("rank ")]
     complete = done.returncode == 0 and sorted(t[1] for t in told) == ["0", "1"] and {t[4] for t in told} == {str(len(kills))}
@@ -236,9 +239,10 @@ def killed_run(bench, kills):
 
 
 def kill_worker(bench, n):
-    "SIGKILL of one worker under --max-restarts, a run each"
+    "SIGKILL of one worker under --max-restarts, a run each; every second pair of runs in slices"
     chance = random.Random(SEED)
-    ok = [killed_run(bench, [[i % 2, chance.randrange(1, 40), chance.uniform(0, 0.05)]]) for i in range(n)]
+    how = lambda i: SLICED if i % 4 > 1 else ()
+    ok = [killed_run(bench, [[i % 2, chance.randrange(1, 40), chance.uniform(0, 0.05)]], *how(i)) for i in range(n)]
     return all(ok), f"{sum(ok)} of {n} recovered, bitwise"
 
 

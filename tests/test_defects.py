@@ -137,7 +137,7 @@ def test_defect_05_the_last_checkpoint_holds_the_last_update_and_speed_is_in_sec
     _, out, run = made
     last = checkpoint.find(out, "last")
     ours = checkpoint.load_model(last).state_dict()
-    assert last.name == "step_00000003" and all(torch.equal(v, ours[k]) for k, v in run.plain.state_dict().items())
+    assert last.name == "step_00000003" and all(torch.equal(v, ours[k]) for k, v in run.raw.state_dict().items())
     before = 0.0
     for row in metrics(out, "train"):
         spent, rounded = row["seconds"] - before, 0.0011  # the file has three decimals

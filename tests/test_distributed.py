@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpt2_course import distributed
 from gpt2_course.config import GPTConfig, UserError
-from gpt2_course.distributed import World, any_over, gather, pick_device, process_group, slice_like, slice_up, sum_over, whole, wrap
+from gpt2_course.distributed import World, any_over, gather, pick_device, process_group, shard_mesh, slice_up, sum_over, wrap
 from gpt2_course.model import GPT
 
 from forked import places
@@ -19,11 +19,13 @@ CPU = torch.device("cpu")
 
 
 def test_world_alone_and_from_the_environment(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert World.from_env() == World() == World(0, 0, 1) and World().main
     monkeypatch.setenv("RANK", "5"), monkeypatch.setenv("LOCAL_RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "8")
-    assert World.from_env() == World(5, 1, 8) and not World.from_env().main
+    assert World.from_env() == World(5, 1, 8) and not World.from_env().main and World.from_env().machines == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert World.from_env() == World(5, 1, 8, 2) and World.from_env().machines == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         World().rank = 1
 
@@ -57,14 +59,6 @@ def test_alone_nothing_is_exchanged():
         assert gather(t, World(), CPU) == [t] and wrap(model, World(), CPU) is model
 
 
-def test_whole_brings_slices_together_wherever_they_are():
-    class Slice:
-        def full_tensor(self):
-            return "whole"
-
-    assert whole({"a": [Slice(), 3], "b": {"c": Slice()}, "d": "text"}) == {"a": ["whole", 3], "b": {"c": "whole"}, "d": "text"}
-
-
 @pytest.mark.parametrize("device, ids", [(CPU, None), (torch.device("cuda", 1), [torch.device("cuda", 1)])])
 def test_a_gpu_is_named_to_its_wrapper(monkeypatch, device, ids):
     monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model, **more: (model, more))
@@ -96,9 +90,10 @@ def tiny():
 
 
 def sliced(world):
-    "A step of a model in slices, each rank on its half of the rows; then its optimiser's state is brought together and cut again"
+    "A step of a model in slices, each rank on its half of the rows"
     model, idx = tiny()
-    assert slice_up(model, world, CPU) is model
+    mesh = shard_mesh(world, "cpu")
+    assert slice_up(model, mesh) is model
     pieces = [type(p).__name__ for p in model.parameters()]
     held = {n: p.to_local().numel() / p.numel() for n, p in model.named_parameters()}
     units = [n for n, m in model.named_modules() if type(m).__name__.startswith("FSDP")]
@@ -106,13 +101,9 @@ def sliced(world):
     mine = idx.chunk(world.size)[world.rank]
     model(mine, mine).backward()
     opt.step()
-    saved = whole(opt.state_dict())
-    opt.load_state_dict(saved)
-    slice_like(opt)
-    states = [(type(s["exp_avg"]).__name__, s["exp_avg"].placements == p.placements, s["exp_avg"].to_local().shape == p.to_local().shape, type(s["step"]).__name__) for p, s in opt.state.items()]
-    again = whole(opt.state_dict())
-    kept = all(torch.equal(again["state"][i][k], v) for i, s in saved["state"].items() for k, v in s.items())
-    return dict(pieces=sorted(set(pieces)), held=held, units=units, states=states, kept=kept, weights={k: v.detach().clone() for k, v in whole(model.state_dict()).items()})
+    moments = [(type(s["exp_avg"]).__name__, s["exp_avg"].to_local().shape == p.to_local().shape) for p, s in opt.state.items()]
+    weights = {n: p.full_tensor().detach().clone() for n, p in model.named_parameters()}
+    return dict(pieces=sorted(set(pieces)), held=held, units=units, moments=moments, weights=weights, mesh=(tuple(mesh.shape), mesh.mesh_dim_names))
 
 
 def rank(env, folder):
@@ -151,7 +142,7 @@ def test_slices_of_two_ranks(ranks):
     for r in (r["sliced"] for r in ranks):
         assert r["pieces"] == ["DTensor"] and set(r["units"]) == {"", "transformer.h.0", "transformer.h.1"}
         assert set(r["held"].values()) == {0.5}  # every size here is even
-        assert r["states"] == [("DTensor", True, True, "Tensor")] * len(r["held"]) and r["kept"]
+        assert r["moments"] == [("DTensor", True)] * len(r["held"]) and r["mesh"] == ((2,), ("shard",))
 
 
 def test_slices_learn_what_a_whole_model_learns(ranks):
@@ -159,7 +150,7 @@ def test_slices_learn_what_a_whole_model_learns(ranks):
     opt = torch.optim.AdamW(model.parameters(), lr=0.1, eps=1e-4)
     model(idx, idx).backward()
     opt.step()
-    want = model.state_dict()
+    want = dict(model.named_parameters())
     for r in (r["sliced"] for r in ranks):
         assert r["weights"].keys() == want.keys()
         for name, weight in r["weights"].items():

@@ -11,7 +11,7 @@ from ..challenge import Challenge, set_challenge
 from ..check import Exercise, Wrong, register
 from ..config import GPTConfig, OptimConfig, from_dict, packaged
 from ..data import TokenLoader
-from ..distributed import World, slice_up
+from ..distributed import World, shard_mesh, slice_up
 from ..evals import validation_sum
 from ..model import GPT
 from ..optim import adamw, cosine_lr, muon, wsd_lr
@@ -26,7 +26,7 @@ def held(
     "Train three steps and count what this process keeps between them"
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=32, vocab_size=512, n_layer=4, n_head=4, n_embd=128))
-    if parallel == "fsdp": trained = slice_up(model, world, torch.device("cpu"))
+    if parallel == "fsdp": trained = slice_up(model, shard_mesh(world, "cpu"))
     else: trained = DistributedDataParallel(model) if world.size > 1 else model
     optimizer = adamw(model, 1e-3, 0.1, (0.9, 0.95), "cpu")
     x, y = torch.randint(512, (2, 8, 32), generator=torch.Generator().manual_seed(0))

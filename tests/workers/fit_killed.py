@@ -38,10 +38,11 @@ def main():
     plan = trainer.preflight(read_options(sys.argv[1:]), world, silent)
     with process_group(world, plan.device):
         run = trainer.fit(plan, world, silent)
+        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in run.raw.parameters()]  # inside the group
     if victim == world.rank:
         time.sleep(seconds + 60)  # the end was near: die there
-    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.plain.parameters())).hexdigest()
-    print(f"rank {world.rank} {digest} attempt {attempt} from {plan.resume.name if plan.resume else 'the beginning'}", flush=True)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in whole)).hexdigest()
+    print(f"rank {world.rank} {digest} attempt {attempt} from {plan.resume.name if plan.resume else 'the beginning'}\n", end="", flush=True)  # in one piece: the ranks write into one pipe
 
 
 config.run(main)
