@@ -131,8 +131,8 @@ def finish(
 ) -> Path:        # the checkpoint
     "Describe and seal it, force it to the disk, give it its name"
     final, old = part.with_name(part.stem[1:]), part.with_suffix(".old.part")
-    meta = dict(format=FORMAT, step=step_of(final), torch=torch.__version__, **meta,
-                sha256=digests)
+    meta = dict(format=FORMAT, step=int(final.name[5:]), torch=torch.__version__,
+                **meta, sha256=digests)
     (part/"meta.json").write_text(sealed(meta), encoding="utf-8")
     for p in part.iterdir(): fsync(p)
     fsync(part)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['idle', 'validation_sum', 'perplexity', 'bits_per_byte', 'Choice', 'read_lines', 'to_choice', 'hellaswag_examples',
            'window', 'overlong', 'full_float32', 'token_logprobs', 'ending_logprobs', 'pick', 'by_length',
-           'idle_passes', 'sizes', 'choices', 'choice_sum', 'lambada_examples', 'last_word_sum', 'standard_error']
+           'idle_passes', 'row_lengths', 'choices', 'choice_sum', 'lambada_examples', 'last_word_sum', 'standard_error']
 
 # %% ../nbs/tough/22_evaluation.ipynb #imports
 import gzip, json, math, zlib
@@ -233,7 +233,7 @@ def idle_passes(
     return max(count) - count[rank]
 
 # %% ../nbs/tough/22_evaluation.ipynb #choices
-def sizes(model, examples): # tokens of each example's longest row, most endings of one
+def row_lengths(model, examples): # tokens of each example's longest row, most endings of one
     T = model.cfg.block_size
     return ([min(T, len(e.context) + max(map(len, e.endings))) for e in examples],
             max((len(e.endings) for e in examples), default=1))
@@ -246,7 +246,7 @@ def choices(
     autocast=None,      # function that returns a context, such as bf16 autocast
 ) -> np.ndarray:        # (N, 3) answers by acc, acc_norm_token, acc_norm_char
     "The ending that the model finds likeliest, by sum, by token and by character"
-    lengths, most = sizes(model, examples)
+    lengths, most = row_lengths(model, examples)
     out = np.zeros((len(examples), 3), dtype=np.int64)
     with evaluating(model):
         for batch in by_length(lengths, most, B_tokens):
@@ -272,7 +272,7 @@ def choice_sum(
     mine = examples[rank::world]
     right = choices(model, mine, B_tokens, autocast) == np.array([[e.label] for e in mine] or [[0]])
     if lockstep:
-        idle(model, idle_passes(*sizes(model, examples), B_tokens, rank, world), autocast)
+        idle(model, idle_passes(*row_lengths(model, examples), B_tokens, rank, world), autocast)
     return torch.tensor([len(mine), *right.sum(0)], dtype=torch.float64)
 
 # %% ../nbs/tough/22_evaluation.ipynb #lambada-examples
