@@ -118,7 +118,7 @@ def cell_config(
 WORKER = [sys.executable, "-c", "from gpt2_course.ablation import serve; serve()"]
 
 def serve():
-    "What a worker runs: for each line on stdin one run of the trainer; an end if its ablation is gone"
+    "A worker: one run of the trainer for each line on stdin; an end if its ablation is gone"
     parent = os.getppid()
 
     def watch():

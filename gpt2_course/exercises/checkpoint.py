@@ -49,9 +49,13 @@ def on_disk(
     if how == "overwrite": return size("checkpoint.pt"), 0
     return size("checkpoints/step_*/*"), size("checkpoints/.step_*/*")
 
-def sizes(folder, pattern): # of files that may vanish while we look
-    for path in folder.glob(pattern):
-        try: yield path.stat().st_size
+def sizes(folder, pattern): # of files that may vanish while we look, and directories, too
+    found = folder.glob(pattern)
+    while True:
+        try:
+            path = next(found, None)
+            if path is None: return
+            yield path.stat().st_size
         except OSError: pass
 
 def survives(
