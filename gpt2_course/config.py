@@ -120,7 +120,7 @@ class TrainConfig:
     attention: str = "auto"       # auto, sdpa, blocked or manual
     loss: str = "auto"            # auto, full, or chunked (never holds all logits: less memory)
     variant: str = "gpt2"         # the model's parts: gpt2, rmsnorm, swiglu, rope, llama, moe …
-    parallel: str = "ddp"         # ddp, fsdp (each process holds a slice), hsdp (slices per machine)
+    parallel: str = "ddp"         # ddp, fsdp (each process holds a slice), hsdp (slices in a box)
     reshard_after_forward: bool = True # fsdp: gather weights again for backward: less memory
     order: str = "epochs"         # epochs (each window once), random windows or documents (padded)
     log_every: int = 10           # steps between rows of metrics.jsonl

@@ -150,6 +150,7 @@ def slice_up(
     kw = dict(mesh=mesh, mp_policy=policy)
     for block in blocks: fully_shard(block, reshard_after_forward=reshard, **kw)
     fully_shard(model, reshard_after_forward=False, **kw) # its backward pass begins at once
+    model.encode = model.hidden # the same, but from outside of `forward`, which calls `hidden`
     register_fsdp_forward_method(model, "encode")
     for a, b in zip([model, *blocks], blocks): a.set_modules_to_forward_prefetch([b])
     for a, b in zip([model, *blocks[::-1]], blocks[::-1]): a.set_modules_to_backward_prefetch([b])

@@ -112,9 +112,6 @@ class GPT(nn.Module):
         if cache is not None: cache.advance(T)
         return self.transformer.ln_f(x)
 
-    def encode(self, idx:Tensor, cache:KVCache | None = None) -> Tensor: # (B, T, C)
-        return self.hidden(idx, cache) # for callers that apply the head themselves
-
     def forward(self,
         idx:Tensor,                   # (B, T) token ids
         targets:Tensor | None = None, # (B, T) what follows each; -1 is ignored

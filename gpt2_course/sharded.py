@@ -113,7 +113,7 @@ class Failed(Exception):
 
 def together(
     work,         # function () -> something
-    why,          # function (exception) -> why, in words, or None where it is no fault of the disk's
+    why,          # function (exception) -> why, in words; None: no fault of the disk's
     group=None,   # processes that take part (default: all)
 ) -> list:        # what each rank's work returned
     "Do one stage in every process, and agree on its end"
