@@ -108,16 +108,14 @@ def test_variants_lose_what_ddp_loses(train, tmp_path, variant):
 
 def test_slices_in_machines_replicas_across(run, data, two, tmp_path):
     "hsdp: two machines of two; DDP's losses, replicas that are compared, and a resume to the bit; one machine is refused"
-    worker = tmp_path / "hsdp.py"
-    worker.write_text(f"import os, runpy\nos.environ['LOCAL_WORLD_SIZE'] = '2'\nrunpy.run_path({str(WORKER)!r}, run_name='__main__')\n")
     flags = [*TINY, "--data", data, "--parallel", "hsdp", "--micro-batch", "2", "--model.dropout", "0"]
-    run(torchrun(4, worker, *flags, "--out", tmp_path / "run"), OMP_NUM_THREADS="1")
+    run(torchrun(4, WORKER, *flags, "--out", tmp_path / "run"), OMP_NUM_THREADS="1", MACHINE="2")
     torch.testing.assert_close(torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(two[0])), rtol=1e-5, atol=0)
     rows = metrics(tmp_path / "run", "val")
     assert all(len(r["digests"]) == 4 and r["digests"][:2] == r["digests"][2:] and r["digests"][0] != r["digests"][1] for r in rows)
     shutil.copytree(tmp_path / "run", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step_00000010")
-    run(torchrun(4, worker, *flags, "--out", tmp_path / "cut", "--resume"), OMP_NUM_THREADS="1")
+    run(torchrun(4, WORKER, *flags, "--out", tmp_path / "cut", "--resume"), OMP_NUM_THREADS="1", MACHINE="2")
     a, b = (weights(tmp_path / o) for o in ("run", "cut"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     done = run(["-m", "gpt2_course.train", *flags, "--out", tmp_path / "one"], status=2)
@@ -204,7 +202,11 @@ def test_commands_read_both_forms(run, data, train, four, one, tmp_path):
     assert run(["-m", "gpt2_course.sample", four, "--num-samples", "1", "--max-new-tokens", "5"]).stdout
     said = json.loads(run(["-m", "gpt2_course.evaluate", four, "--task", "val", "--data", data, "--limit", "64"]).stdout)
     assert said["loss"] == pytest.approx(min(losses(four, "val")), rel=1e-5)
-    run(["-m", "gpt2_course.export", four, tmp_path / "hf"], status=None)
+    run(["-m", "gpt2_course.export", four, tmp_path / "hf"])
+    again = json.loads(run(["-m", "gpt2_course.evaluate", tmp_path / "hf", "--task", "val", "--data", data, "--limit", "64"]).stdout)
+    assert again["loss"] == pytest.approx(said["loss"], rel=1e-6)
+    found = run([*torchrun(2, "-m", "gpt2_course.train"), *TINY, "--data", data, "--out", four, *FSDP, "--eval-only"]).stdout
+    assert json.loads(found)["loss"] == pytest.approx(said["loss"], rel=1e-5)
     for source in (four, one):
         start = min(losses(source, "val"))
         for n, more in ((1, ()), (2, FSDP)):

@@ -1,6 +1,7 @@
-"""Under torchrun: train as gpt2_course.train does, then let every rank print a digest of its own parameters."""
+"""Under torchrun: train as gpt2_course.train does, then let every rank print a digest of its own parameters. MACHINE=n: act as if n processes shared a machine."""
 
 import hashlib
+import os
 import sys
 
 from gpt2_course import config
@@ -10,6 +11,7 @@ from gpt2_course.trainer import fit, preflight
 
 
 def main():
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ.get("MACHINE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = World.from_env()
     silent = lambda *a: None
     plan = preflight(read_options(sys.argv[1:]), world, silent)
