@@ -86,7 +86,7 @@ LONG = [*TINY, "--steps", "100000", "--eval-every", "100000", "--save-every", "1
 def begun(command, out, **more) -> subprocess.Popen:
     "Start a run and return when it has trained for some steps"
     process = subprocess.Popen(list(map(str, command)), env=offline_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **more)
-    deadline = time.time() + 60
+    deadline = time.time() + 240  # torchrun and its processes import torch anew
     while time.time() < deadline and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 3):
         time.sleep(0.1)
     return process
