@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from gpt2_course.device import cores
 from xdist.scheduler import LoadScopeScheduling
 
 from forked import POSSIBLE, Forks, is_ours, unpack
-from run import cores, known_durations
+from run import known_durations
 
 REPO = Path(__file__).resolve().parents[1]
 OFFLINE = REPO / "tests" / "offline"
@@ -171,15 +173,21 @@ def chromium() -> str:
     return found if os.path.exists(found) else lacking("Chromium (playwright install chromium)")
 
 
-@pytest.fixture(scope="module")  # no longer: while Playwright runs, the thread counts as inside its event loop
-def browser(chromium):
-    "Headless Chromium, driven by Playwright"
+@contextmanager
+def headless(chromium: str):
+    "Headless Chromium, driven by Playwright from this thread"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")  # no longer: while Playwright runs, the thread counts as inside its event loop
+def browser(chromium):
+    with headless(chromium) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -118,15 +118,10 @@ class Popen:
     stdin = stdout = stderr = None
 
     def __init__(self, forks: "Forks", command: list[str], **more):
-        self.args = command
         self.process, *_ = forks.start(command[1:], more.get("cwd") or os.getcwd(), {"FORKED_LEADS": "1", **(more.get("env") or os.environ)})
         self.pid = self.process.pid
         while self.process.is_alive() and os.getpgid(self.pid) != self.pid:
             time.sleep(0.001)
-
-    @property
-    def returncode(self):
-        return self.process.exitcode
 
     def poll(self):
         return self.process.exitcode
@@ -146,11 +141,16 @@ class Popen:
         self.process.kill()
 
 
+def free_port() -> int:
+    "A port of this machine that nobody listens on"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def places(n: int) -> list[dict[str, str]]:
     "What torchrun tells each of n processes by its environment"
     if n == 1:
         return [{}]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        common = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(s.getsockname()[1]))
+    common = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     return [common | dict(RANK=str(r), LOCAL_RANK=str(r)) for r in range(n)]

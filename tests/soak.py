@@ -448,12 +448,16 @@ def preflight_time(bench, n):
     return seconds < 1 or n < 100, f"{seconds:.2f} s for {n} million tokens"
 
 
-def bad_inputs(bench, n):
-    "Every command with every bad input of the list"
-    files = [str(REPO / "tests" / f) for f in ("test_bad_inputs.py", "test_commands.py")[: 1 + (n > 1)]]
-    done = bench.python("-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files, status=None)
+def pytest_run(bench, *args, **env):
+    "(whether these tests pass, pytest's last line)"
+    done = bench.python("-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *args, status=None, **env)
     told = [line for line in done.stdout.splitlines() if " passed" in line or " failed" in line or " error" in line]
     return done.returncode == 0, told[-1].strip("= ") if told else done.stdout[-300:]
+
+
+def bad_inputs(bench, n):
+    "Every command with every bad input of the list"
+    return pytest_run(bench, *(REPO / "tests" / f for f in ("test_bad_inputs.py", "test_commands.py")[: 1 + (n > 1)]))
 
 
 def exercises(bench, n):
@@ -469,14 +473,13 @@ def exercises(bench, n):
 
 def hellaswag(bench, n):
     "The first n rows of HellaSwag, a random model, three normalisations: our answers and those of transformers"
-    done = bench.python("-m", "pytest", "-q", "--no-header", REPO / "tests" / "test_evals.py", "-k", "answers_are_those", status=None, HELLASWAG_ROWS=str(n))
-    return done.returncode == 0 and "1 passed" in done.stdout, f"{n} rows: {done.stdout.strip().splitlines()[-1].strip('= ')}"
+    ok, told = pytest_run(bench, REPO / "tests" / "test_evals.py", "-k", "answers_are_those", HELLASWAG_ROWS=str(n))
+    return ok and "1 passed" in told, f"{n} rows: {told}"
 
 
 def site(bench, n):
     "The site with every page examined for accessibility (skipped without Chromium and axe-core)"
-    done = bench.python("-m", "pytest", "-q", "--no-header", REPO / "tests" / "test_site.py", status=None, AXE_PAGES="all")
-    return done.returncode == 0, done.stdout.strip().splitlines()[-1].strip("= ")
+    return pytest_run(bench, REPO / "tests" / "test_site.py", AXE_PAGES="all")
 
 
 def challenges(bench, n):

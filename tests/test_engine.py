@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import offline_env
+from forked import free_port
 from runs import TINY, WORKER, losses, metrics, moments, refused, torchrun, weights
 
 TRAIN = ["-m", "gpt2_course.train", *TINY]
@@ -48,15 +48,9 @@ def test_fsdp_resumes(run, data, two, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 def test_two_nodes_equal_one(data, two, tmp_path):
     "Two torchrun agents with one process each: the losses of one agent with two"
-    out, port = tmp_path / "run", free_port()
+    out, port = tmp_path / "run", str(free_port())
     common = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
     flags = [str(WORKER), *TINY, "--data", str(data), "--out", str(out)]
     env = offline_env(OMP_NUM_THREADS="1")

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import copy_repo, lacking, offline_env
+from forked import free_port
 
 pytestmark = pytest.mark.browser
 
@@ -60,12 +60,6 @@ EXERCISES = [
         ],
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def stop(server: subprocess.Popen):
@@ -224,7 +218,8 @@ def test_all_cells_of_a_chapter_run(page, lab, chapter, notebook_seconds):
     panel = open_chapter(page, chapter)
     page.wait_for_function("document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
     choose(page, "Run", "Run All Cells")
-    panel.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|1)\]")).first.wait_for()
+    # any number: JupyterLab scrolls along, and where cells are quick the first is out of the window before anybody looks
+    panel.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first.wait_for(state="attached")
     page.wait_for_function(
         "![...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-InputPrompt')].some((e) => e.textContent.includes('*'))", timeout=300_000
     )

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from conftest import REPO, lacking
+from conftest import REPO, headless, lacking
 
 AXE = Path(os.environ.get("AXE", REPO / "build/axe/node_modules/axe-core/axe.min.js"))
 PARTS = [part for part in yaml.safe_load((REPO / "nbs/sidebar.yml").read_text("utf-8"))["website"]["sidebar"]["contents"]]
@@ -374,36 +374,32 @@ def for_axe(pages: list[str]) -> set[str]:
 
 def look_at(pages: list[str], chromium: str, served: str, examined: set[str]) -> dict[str, list]:
     "Open pages one after another as a telephone, and those that are to be examined as a desk, light and dark; returns what was found"
-    from playwright.sync_api import sync_playwright
-
     found = dict(opened=[], faults=[], loaded=[], wide=[], light=[], dark=[])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        with Watched(browser, served, width=390) as w:
-            for page in pages:
-                w.tab.set_viewport_size(dict(width=390, height=900))
-                tab = w.open(page)
-                width = tab.evaluate("document.documentElement.scrollWidth")
-                found["wide"] += [f"{page}: {width}"] if width > 390 else []
-                found["opened"] += [page] if tab.title() else []
-                if AXE.is_file() and page in examined:
-                    tab.set_viewport_size(dict(width=1280, height=900))
-                    tab.add_style_tag(content=STILL)
-                    tab.evaluate(ONCE, page == pages[0])
-                    tab.add_script_tag(path=AXE)
-                    found["light"] += said_by_axe(tab, ALL)
-                    tab.evaluate(DARK)
-                    found["dark"] += said_by_axe(tab, COLOURS)
-            found["faults"], found["loaded"] = w.faults, w.loaded
-        browser.close()
+    with headless(chromium) as browser, Watched(browser, served, width=390) as w:
+        for page in pages:
+            w.tab.set_viewport_size(dict(width=390, height=900))
+            tab = w.open(page)
+            width = tab.evaluate("document.documentElement.scrollWidth")
+            found["wide"] += [f"{page}: {width}"] if width > 390 else []
+            found["opened"] += [page] if tab.title() else []
+            if AXE.is_file() and page in examined:
+                tab.set_viewport_size(dict(width=1280, height=900))
+                tab.add_style_tag(content=STILL)
+                tab.evaluate(ONCE, page == pages[0])
+                tab.add_script_tag(path=AXE)
+                found["light"] += said_by_axe(tab, ALL)
+                tab.evaluate(DARK)
+                found["dark"] += said_by_axe(tab, COLOURS)
+        found["faults"], found["loaded"] = w.faults, w.loaded
     return found
 
 
 @pytest.fixture(scope="session")
 def looked(chromium, served, ours) -> dict[str, list]:
     "All pages, by two browsers at once"
+    examined = for_axe(ours)
     with concurrent.futures.ThreadPoolExecutor(2) as both:
-        first, second = both.map(lambda pages: look_at(pages, chromium, served, for_axe(ours)), (ours[::2], ours[1::2]))
+        first, second = both.map(lambda pages: look_at(pages, chromium, served, examined), (ours[::2], ours[1::2]))
     return {key: first[key] + second[key] for key in first}
 
 

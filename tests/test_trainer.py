@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from gpt2_course.trainer import preflight
 from safetensors.torch import load_file
 
 from conftest import REPO, offline_env
+from forked import free_port
 from runs import TINY, WORKER, losses, metrics, refused, torchrun, weights
 
 
@@ -86,7 +86,7 @@ LONG = [*TINY, "--steps", "100000", "--eval-every", "100000", "--save-every", "1
 def begun(command, out, **more) -> subprocess.Popen:
     "Start a run and return when it has trained for some steps"
     process = subprocess.Popen(list(map(str, command)), env=offline_env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **more)
-    deadline = time.time() + 60
+    deadline = time.time() + 240  # torchrun and its processes import torch anew
     while time.time() < deadline and not ((out / "metrics.jsonl").exists() and len(metrics(out)) > 3):
         time.sleep(0.1)
     return process
@@ -142,11 +142,8 @@ def batch_job(tmp_path, data, *flags) -> list[str]:
     for name, text in dict(srun=SRUN, scontrol=scontrol, torchrun=torchrun).items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     given = shlex.join(map(str, [*TINY, "--data", data, *flags]))
-    for old, new in (("per-node 8", "per-node 2"), ("29500", str(port)), ("--preset gpt2-124m", given), ("runs/gpt2-124m", f"{tmp_path}/run")):
+    for old, new in (("per-node 8", "per-node 2"), ("29500", str(free_port())), ("--preset gpt2-124m", given), ("runs/gpt2-124m", f"{tmp_path}/run")):
         assert old in script
         script = script.replace(old, new)
     slurm = dict(SLURM_JOB_NODELIST="a", SLURM_NNODES="1", SLURM_JOB_ID="7", PATH=f"{tools}:{os.environ['PATH']}")
