@@ -26,8 +26,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(C)) if bias else None
 
     def forward(self, x:Tensor) -> Tensor: # (..., C) -> (..., C)
-        weight, bias = (p if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
-        return F.layer_norm(x, weight.shape, weight, bias, eps=1e-5)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
 
 # %% ../nbs/medium/08_blocks.ipynb #gelu
 def gelu(

@@ -74,7 +74,7 @@ def unsafe_loads(bench, n):
     for name, bomb in bombs(marker).items():  # a payload that never works would prove nothing
         pickle.loads(bomb) if name == "pickle" else torch.load(io.BytesIO(bomb), weights_only=False)
         os.rmdir(marker)
-    trained = bench.undisturbed(1)
+    trained, sliced = bench.undisturbed(1), bench.undisturbed(2, "--parallel", "fsdp")
     hf = bench.fresh("hf")
     assert attempt(export, trained, hf) is None
     ran, loads, loud = [], 0, []
@@ -94,8 +94,10 @@ def unsafe_loads(bench, n):
 
     for container, bomb in bombs(marker).items():
         step = "checkpoints/step_00000020"
-        for name in (f"{step}/state.pt", f"{step}/model.safetensors", f"{step}/meta.json", "config.json", "tokenizer.json", "checkpoints/best", "status.json"):
-            run = shutil.copytree(trained, bench.fresh("forged"))
+        part = f"{step}/shard-00001-model-00001-of-00001.safetensors"
+        every = (f"{step}/state.pt", f"{step}/model.safetensors", f"{step}/meta.json", "config.json", "tokenizer.json", "checkpoints/best", "status.json")
+        for whole, name in (*((trained, name) for name in every), (sliced, f"{step}/state.pt"), (sliced, part)):
+            run = shutil.copytree(whole, bench.fresh("forged"))
             shutil.rmtree(run / "checkpoints" / "step_00000010")
             (run / name).write_bytes(bomb)
             seal(run / step)
@@ -103,7 +105,7 @@ def unsafe_loads(bench, n):
             trial(f"{container} as {name}, sampled", lambda: attempt(sample, run, "--max-new-tokens", "2", "--num-samples", "1", "--device", "cpu"))
             trial(f"{container} as {name}, evaluated", lambda: attempt(evaluate, run, "--data", bench.data, "--limit", "100", "--device", "cpu"))
             said = trial(f"{container} as {name}, resumed", lambda: attempt(train, *flags, "--resume", "--device", "cpu"))
-            if name.endswith(("state.pt", "model.safetensors", "meta.json", "config.json")) and not said:
+            if name.endswith(("state.pt", ".safetensors", "meta.json", "config.json")) and not said:
                 loud.append(f"{container} as {name} was accepted")
         for name in ("train_000000.bin", "val_000000.bin", "meta.json", "tokenizer.json"):
             data = shutil.copytree(bench.data, bench.fresh("forged-data"))

@@ -1,0 +1,26 @@
+"""Under torchrun: gpt2_course.train in processes that may reserve only so many MB beyond what they have once everything is imported (as `ulimit -v` sets it).
+
+Arguments: MB, then flags of gpt2_course.train.
+"""
+
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+import torch.distributed.checkpoint  # noqa: F401  imported before the limit is set: it is a limit of the training's own memory
+import torch.distributed.fsdp  # noqa: F401
+from gpt2_course import config, train, trainer  # noqa: F401
+
+M_ARENA_MAX = -8
+ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else glibc reserves 64 MB for each thread that allocates something
+
+
+def reserved() -> int:
+    "Bytes of address space"
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+
+
+limit = reserved() + int(sys.argv.pop(1)) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+config.run(train.main)
