@@ -15,7 +15,7 @@ from ..config import packaged
 from ..data import TokenLoader
 from ..optim import adamw
 from ..tokenizer import CharTokenizer
-from .team import dismiss, launch, left_behind, mark_children # noqa: F401, for chapters 19 and 20
+from .team import dismiss, launch, left_behind, mark_children, starter # noqa: F401, for 19, 20
 from .team import material, ring_plan
 
 

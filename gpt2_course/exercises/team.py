@@ -3,6 +3,7 @@ only if it lives in a module."""
 
 import faulthandler
 import os
+import sys
 import tempfile
 import time
 from datetime import timedelta
@@ -21,20 +22,25 @@ from ..optim import adamw
 from ..tokenizer import CharTokenizer
 
 
+def starter():
+    "How to start a process that runs a function of a module: quickly, where that is safe"
+    import multiprocessing
+    if sys.platform != "linux": return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver") # one process imports, all are copies of it
+    context.set_forkserver_preload(["torch._dynamo", __name__])
+    return context
+
 class Team:
     "n processes in one gloo group that wait for jobs"
     def __init__(self, n, wait, env):
-        import multiprocessing
-        spawn = multiprocessing.get_context("spawn")
+        start = starter()
         self.folder, self.jobs = tempfile.TemporaryDirectory(), 0
-        pipes = [spawn.Pipe() for _ in range(n)]
+        pipes = [start.Pipe() for _ in range(n)]
         self.pipes = [mine for mine, _ in pipes]
-        self.ranks = [spawn.Process(target=member, daemon=True, args=(
-            self.folder.name, World(r, r, n), wait, theirs)) for r, (_, theirs) in enumerate(pipes)]
-        old = {k: os.environ.get(k) for k in env}
-        os.environ.update(env)
+        self.ranks = [start.Process(target=member, daemon=True, args=(
+            self.folder.name, World(r, r, n), wait, theirs, dict(os.environ) | env))
+            for r, (_, theirs) in enumerate(pipes)]
         for p in self.ranks: p.start()
-        for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
     def run(self, fn, args, seconds): # what each rank returned, whether all did
         self.jobs += 1
@@ -54,8 +60,10 @@ class Team:
         for pipe in self.pipes: pipe.close()
         self.folder.cleanup()
 
-def member(folder, world, wait, pipe):
+def member(folder, world, wait, pipe, env):
     "What a started process does"
+    os.environ.update(env)
+    dist.set_debug_level_from_env()
     log = os.open(f"{folder}/{world.rank}.log", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2): os.dup2(log, stream)
     torch.set_num_threads(1)
@@ -103,6 +111,7 @@ def mark_children(
 def left_behind() -> list[str]: # command lines
     "Processes that carry the mark and still run, orphans included"
     import psutil # the kernel of a notebook needs it too
+    from multiprocessing.forkserver import _forkserver as server # waits as long as this process
     found = []
     for p in psutil.process_iter():
         try:
@@ -110,7 +119,8 @@ def left_behind() -> list[str]: # command lines
             words = " ".join(p.cmdline())
         except (psutil.Error, OSError): continue
         # multiprocessing's own tidier lives as long as the process that uses it
-        if mine and p.pid != os.getpid() and "resource_tracker" not in words: found.append(words)
+        ours = p.pid in (os.getpid(), server._forkserver_pid) or "resource_tracker" in words
+        if mine and not ours: found.append(words)
     return found
 
 
