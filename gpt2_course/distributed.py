@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .blocks import LayerNorm
 from .config import require
 
 # %% ../nbs/tough/18_distributed.ipynb #world
@@ -156,4 +157,8 @@ def slice_up(
     for a, b in zip([model, *blocks[::-1]], blocks[::-1]): a.set_modules_to_backward_prefetch([b])
     if half: # the residual stream stays in float32, as autocast has it
         model.transformer.drop.register_forward_pre_hook(lambda _, x: (x[0].float(),))
+        if mesh.device_type == "cpu": # where autocast leaves a norm's input as it is
+            for m in model.modules():
+                if isinstance(m, LayerNorm):
+                    m.register_forward_pre_hook(lambda m, x: (x[0].to(m.weight.dtype),))
     return model

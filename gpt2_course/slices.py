@@ -45,24 +45,27 @@ class Slices:
     def __init__(self,
         path, # a step directory
     ):
-        self.chunks = {} # name -> [(first row, file that holds it and the rows after it)]
+        self.chunks = {} # name -> [(first row, the one after the last, file that holds them)]
         for file in sorted(Path(path).glob("*.safetensors")):
-            f = safe_open(file, "pt")
-            said = json.loads((f.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
-            for key in f.keys():
-                first = said[key]["saved_offsets"][0] if key in said else 0
-                self.chunks.setdefault(key, []).append((first, f.get_slice(key)))
+            with safe_open(file, "pt") as f:
+                said = json.loads((f.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+                for key in f.keys():
+                    first = said[key]["saved_offsets"][0] if key in said else 0
+                    rows = f.get_slice(key).get_shape()[0]
+                    self.chunks.setdefault(key, []).append((first, first + rows, file))
 
     def rows(self,
         name:str,
         first:int, last:int, # rows first … last - 1 of the whole tensor
     ) -> Tensor:
         "Rows of a tensor, wherever they lie; a missing tensor raises `KeyError`"
-        found = []
-        for at, piece in sorted(self.chunks[name], key=lambda c: c[0]):
-            a, b = max(first, at), min(last, at + piece.get_shape()[0])
-            if a < b: found.append(piece[a - at:b - at])
-        return torch.cat(found) if found else next(p for _, p in self.chunks[name])[:0]
+        def read(start, file, a, b): # one file is mapped at a time
+            with safe_open(file, "pt") as f: return f.get_slice(name)[a - start:b - start]
+
+        chunks = sorted(self.chunks[name])
+        held = [(start, file, max(first, start), min(last, end)) for start, end, file in chunks]
+        found = [read(*h) for h in held if h[2] < h[3]]
+        return torch.cat(found) if found else read(0, chunks[0][2], 0, 0)
 
 def is_sharded(path) -> bool: # whether the ranks wrote a part each
     return not (Path(path)/"model.safetensors").exists() and any(Path(path).glob("shard-*"))
