@@ -729,7 +729,8 @@ def fit(
     writers=(),       # called with every row of metrics: TensorBoard and the like
 ) -> Run:             # finished, or interrupted at a step boundary
     "Train"
-    if plan.device.type == "cpu": keep_memory()
+    if plan.device.type == "cpu": # who trains in slices has no memory to spare
+        keep_memory(plan.cfg.parallel == "ddp" or world.size == 1)
     run = start_run(plan, world, say)
     c, device = run.cfg, plan.device
     due = lambda every: every and (run.step % every == 0 or run.step == c.steps)
