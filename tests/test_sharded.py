@@ -278,7 +278,7 @@ def test_a_model_for_which_one_process_has_no_room(run, data, tmp_path):
     "38 million parameters, 16 bytes each, where a process may reserve 500 MB: four train, save and resume; one cannot begin; the result is exported"
     large = ["--data", data, "--preset", "nano-char", "--device", "cpu", "--dtype", "float32", "--no-compile", "--batch-tokens", "128", "--micro-batch", "1"]
     large += ["--model.block-size", "32", "--model.n-layer", "12", "--model.n-head", "8", "--model.n-embd", "512", "--optim.warmup", "1"]
-    large += ["--eval-tokens", "128", "--eval-every", "2", "--save-every", "1", "--log-every", "1", "--sample-every", "0", "--steps", "2"]
+    large += ["--eval-tokens", "128", "--eval-every", "2", "--save-every", "1", "--log-every", "1", "--sample-tokens", "1", "--steps", "2"]
     limited = [WORKERS / "train_limited.py", "500", *large]
     alone = run([*limited, "--out", tmp_path / "one"], OMP_NUM_THREADS="1", status=None)
     assert alone.returncode not in (0, 2) and "allocate" in alone.stderr
