@@ -8,8 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
-import torch.distributed.checkpoint  # noqa: F401  imported before the limit is set: it is a limit of the training's own memory
 import torch._dynamo  # noqa: F401
+import torch.distributed.checkpoint  # noqa: F401  imported before the limit is set: it is a limit of the training's own memory
 import torch.distributed.fsdp  # noqa: F401
 from gpt2_course import config, train, trainer  # noqa: F401
 
