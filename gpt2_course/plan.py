@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'BUCKET', 'HOP', 'REACHED', 'RUNTIME_BYTES', 'DESCRIPTION', 'PlanConfig', 'bytes_a_second', 'bare_model',
-           'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'memory', 'device', 'reached', 'nics',
-           'traffic', 'scaling', 'disk', 'assumed', 'estimate', 'size', 'duration', 'assumptions', 'table',
-           'read_options', 'main']
+           'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'longest_slice', 'in_slices', 'memory',
+           'device', 'reached', 'nics', 'traffic', 'shards_of', 'traffic_in_slices', 'scaling', 'disk', 'assumed',
+           'estimate', 'size', 'duration', 'assumptions', 'table', 'read_options', 'main']
 
 # %% ../nbs/reference/plan.ipynb #imports
 import argparse, json, math, sys
@@ -50,6 +50,7 @@ class PlanConfig:
     dtype: str = "auto"           # auto, float32, bfloat16 or float16 (for autocast)
     attention: str = "auto"       # auto, sdpa, blocked or manual
     loss: str = "auto"            # auto, full or chunked
+    parallel: str = "ddp"         # ddp, fsdp (each process holds a slice), hsdp (slices in a box)
     link: str = "nvlink4"         # between GPUs of a machine: a name, or GB/s in one direction
     network: str = "ib-400"       # one network card of a machine: a name, or GB/s in one direction
     node_gpus: int = 8            # GPUs of a machine, joined by --link
@@ -77,7 +78,7 @@ class PlanConfig:
         known = ("cpu", *(g.name for g in GPUS))
         require(self.gpu.lower() == "cpu" or named_gpu(self.gpu), f"--gpu {self.gpu!r} is unknown"
                 f"{did_you_mean(self.gpu.lower(), known)}: choose from {', '.join(known)}")
-        for name in ("dtype", "attention", "loss"):
+        for name in ("dtype", "attention", "loss", "parallel"):
             require(getattr(self, name) in CHOICES[name], f"--{name} {getattr(self, name)!r} is "
                     f"unknown: choose from {', '.join(CHOICES[name])}")
         bytes_a_second(self.link, "--link"), bytes_a_second(self.network, "--network")
@@ -166,6 +167,7 @@ def moments(
     gradients_stay:bool,   # accumulated, or in DDP's buckets
     loss="full",           # or chunked
     chunk:int=CHUNK["cpu"],# rows of a chunk
+    casts:bool=True,       # autocast copies weights; FSDP gathers them in its type
 ) -> dict: # moment -> bytes beyond weights, optimiser and gradients that stay
     "How much is alive at the moments that can be the highest"
     N, C, T, Vp, L = B * m.block_size, m.n_embd, m.block_size, m.padded_vocab_size, m.n_layer
@@ -173,7 +175,7 @@ def moments(
     wte = 4 * Vp * C                        # its gradient from the head waits for the embedding's
     layer = 4 * (12 * C * C)                # gradients of a block's matrices
     live = 4 * parameters(m)["live"]
-    base = s["blocks"] + s["casts"] + 16 * N
+    base = s["blocks"] + s["casts"] * casts + 16 * N
     inside = N * C * (4 + 4 * e + (e if e < 4 else 0)) # in the second half of a block: c_proj
     out = dict(
         loss=base + s["head"] + 3 * s["logits"],  # log-softmax, its gradient, the logits' gradient
@@ -194,6 +196,33 @@ def moments(
     out["embedding"] = grown + 2 * wte + 4 * N * C + 16 * N
     return out
 
+# %% ../nbs/reference/plan.ipynb #slices
+def longest_slice(
+    m:GPTConfig,
+    n:int, # processes that hold a slice each; 1: everything
+) -> int:  # numbers
+    "What the first process holds of all parameters: every tensor is cut between rows"
+    return sum(-(-len(p) // n) * (p.numel() // len(p)) for p in bare_model(m).parameters())
+
+def in_slices(
+    m:GPTConfig,
+    e:int,            # bytes of a number inside autocast
+    accumulation:int, # micro-batches a step
+    slice:int,        # bytes of a slice of the gradients
+    alive:dict,       # from `moments`
+) -> tuple[dict, int]: # the same under FSDP, how much of it is gathered for a while
+    "The tables are whole all the time, blocks while they compute, gradients until they are cut"
+    model = bare_model(m)
+    block = sum(p.numel() for p in model.transformer.h[0].parameters())
+    live = sum(p.numel() for p in model.parameters())
+    whole = 4 * live if accumulation > 1 else 0 # exchanged once a step
+    tables = e * (live - m.n_layer * block)
+    busy = 2 * e * block + (e + 4) * block
+    late = ("first block", "embedding") # by then the gradients are cut
+    return {k: b + tables + busy * (k not in ("loss", "head")) + (slice if k in late else whole)
+            for k, b in alive.items()}, tables + busy + whole
+
+
 # %% ../nbs/reference/plan.ipynb #memory
 def memory(
     m:GPTConfig,
@@ -205,19 +234,24 @@ def memory(
     runtime:float=RUNTIME_BYTES, # not in tensors
     loss="full",        # or chunked
     chunk:int=CHUNK["cpu"], # rows of a chunk
+    shards:int=1,       # processes that hold a slice each (FSDP); 1: each holds everything
 ) -> dict: # part -> bytes, `peak`, and the `moment` that has it
     "Memory of a training step in one process: eager, AdamW, fp32 weights, no dropout"
     e, p = DTYPES[dtype].itemsize, parameters(m)
-    weights, optimizer = 4 * p["live"], 8 * p["live"] + 4 * p["tensors"]
+    held = longest_slice(m, shards)
+    weights, optimizer = 4 * held, 8 * held + 4 * p["tensors"]
     stay = accumulation > 1 or gpus > 1
-    alive = moments(m, B, e, attention, stay, loss, chunk)
+    alive = moments(m, B, e, attention, stay, loss, chunk, shards == 1)
+    gathered = 0
+    if shards > 1: alive, gathered = in_slices(m, e, accumulation, weights, alive)
     moment = max(alive, key=alive.get)
     s = saved_bytes(m, B, e, attention, loss)
     batches = 16 * B * m.block_size * (accumulation - 1) # the other micro-batches' ids
-    fixed = weights + optimizer + stay * weights + batches + runtime
-    return dict(weights=weights, gradients=weights, optimizer=optimizer,
-                activations=s["blocks"] + s["head"], logits=3 * s["logits"], casts=s["casts"],
-                runtime=runtime, peak=fixed + alive[moment], moment=moment)
+    fixed = weights + optimizer + (stay and shards == 1) * weights + batches + runtime
+    return dict(weights=weights, gradients=weights, optimizer=optimizer, gathered=gathered,
+                activations=s["blocks"] + s["head"], logits=3 * s["logits"],
+                casts=s["casts"] * (shards == 1), runtime=runtime, peak=fixed + alive[moment],
+                moment=moment)
 
 # %% ../nbs/reference/plan.ipynb #device-peak
 def device(
@@ -259,10 +293,35 @@ def traffic(
     hops = math.ceil(gradient_bytes / BUCKET) * 2 * math.log2(n) * HOP
     return 2 * (n - 1) / n * gradient_bytes / slow + hops
 
+def shards_of(
+    cfg:PlanConfig,
+    n:int, # GPUs
+) -> int:
+    "Over how many GPUs the training state is cut"
+    return dict(ddp=1, fsdp=n, hsdp=min(n, cfg.node_gpus))[cfg.parallel]
+
+def traffic_in_slices(
+    cfg:PlanConfig,
+    p:dict,           # `parameters`
+    e:int,            # bytes of a number inside autocast
+    accumulation:int, # micro-batches a step
+    n:int,            # GPUs
+) -> float:           # seconds, if nothing hides it
+    "Weights come together twice a micro-batch, gradients are shared out in fp32 once a step"
+    if n == 1: return 0.0
+    shards = shards_of(cfg, n)
+    inside, outside = bytes_a_second(cfg.link), nics(cfg) * bytes_a_second(cfg.network)
+    slow = (min(inside, outside) if shards > cfg.node_gpus else inside) * REACHED
+    calls = (2 * accumulation + 1) * (cfg.model.n_layer + 1) * math.log2(shards) * HOP
+    seconds = (shards - 1) / shards * p["live"] * (2 * e * accumulation + 4) / slow + calls
+    return seconds + traffic(replace(cfg, node_gpus=1, node_nics=1, network=str(
+        outside / cfg.node_gpus / 1e9)), 4 * p["live"] // shards, n // shards)
+
 def scaling(
     cfg:PlanConfig,
     flops:float,          # for a token
-    gradient_bytes:int,
+    p:dict,               # `parameters`
+    e:int,                # bytes of a number inside autocast
     peak:float,           # FLOP/s of a GPU
     n:int,                # GPUs
 ) -> dict:
@@ -272,10 +331,15 @@ def scaling(
     rows = batch / (n * T)
     accumulation = math.ceil(rows / cfg.micro_batch)
     compute = batch / n * flops / (peak * cfg.mfu)  # seconds of a step
-    comm = traffic(cfg, gradient_bytes, n)
-    backward = compute / accumulation * 2 / 3       # of the last micro-batch: 4 of 6 N
-    bare = comm * min(1, BUCKET / gradient_bytes)   # the last bucket waits for the last gradient
-    exposed = max(comm - cfg.overlap * backward, bare) if n > 1 else 0.0
+    if cfg.parallel == "ddp":
+        comm = traffic(cfg, 4 * p["live"], n)
+        under = compute / accumulation * 2 / 3      # backward of the last micro-batch: 4 of 6 N
+        bare = comm * min(1, BUCKET / (4 * p["live"])) # the last bucket: after the last gradient
+    else:
+        comm = traffic_in_slices(cfg, p, e, accumulation, n)
+        under = compute                             # a block travels while another one computes
+        bare = comm / (cfg.model.n_layer + 1)       # the first one cannot hide
+    exposed = max(comm - cfg.overlap * under, bare) if n > 1 else 0.0
     efficiency = compute / (compute + exposed)
     return dict(gpus=n, batch_tokens=batch, batch_grew=batch > cfg.batch_tokens,
                 micro_batch=math.ceil(rows / accumulation), accumulation=accumulation,
@@ -328,16 +392,19 @@ def estimate(
     p, flops = parameters(m), flops_per_token(bare_model(m), m.block_size)
     tokens = cfg.tokens or default.steps * default.batch_tokens
     steps = math.ceil(tokens / cfg.batch_tokens)
+    e = DTYPES[dtype].itemsize
+    require(cfg.parallel != "hsdp" or cfg.gpus > cfg.node_gpus, f"--parallel hsdp: {cfg.gpus} GPUs "
+            f"are one machine of {cfg.node_gpus}: use --parallel fsdp")
     mem = memory(m, B, dtype, attention, accumulation, cfg.gpus, RUNTIME_BYTES if cpu else 0,
-                 loss, CHUNK[kind.type])
+                 loss, CHUNK[kind.type], shards_of(cfg, cfg.gpus))
     cfg = replace(cfg, micro_batch=B)
-    on = lambda n: scaling(cfg, flops, mem["gradients"], peak, n)
+    on = lambda n: scaling(cfg, flops, p, e, peak, n)
     now = on(cfg.gpus) if peak else None
     seconds = tokens / now["tokens_per_s"] if now else None
     return dict(
         preset=cfg.preset, gpus=cfg.gpus, gpu=gpu.name if gpu else "cpu", mfu=cfg.mfu,
         measured=cfg.measured, assumed=assumed(cfg, peak), dtype=dtype,
-        attention=attention, loss=loss, model=asdict(m), parameters=p, flops_per_token=flops,
+        attention=attention, loss=loss, parallel=cfg.parallel, model=asdict(m), parameters=p, flops_per_token=flops,
         total_flops=flops * tokens, memory=mem, memory_of_device=room,
         fits=None if room is None else mem["peak"] < room,
         batch_tokens=cfg.batch_tokens, micro_batch=B, accumulation=accumulation,
@@ -385,10 +452,14 @@ def table(
     p, mem, d, m = e["parameters"], e["memory"], e["disk"], e["model"]
     parts = ", ".join(f"{k} {p[k]:,}" for k in ("wte", "wpe", "attention", "mlp", "norms"))
     bytes_of = ", ".join(f"{k} {size(mem[k])}" for k in
-                         ("weights", "gradients", "optimizer", "activations", "logits", "casts"))
+                         ("weights", "gradients", "optimizer", "gathered", "activations",
+                          "logits", "casts") if mem[k] or k != "gathered")
     if e["loss"] == "chunked": e = {**e, "attention": e["attention"] + ", loss chunked"}
+    if e["parallel"] != "ddp": e = {**e, "attention": f"{e['attention']}, {e['parallel']}"}
+    slice = e["gpus"] > 1 and e["parallel"] == "ddp"
     fits = {None: "", True: f" of {size(e['memory_of_device'] or 0)}: fits",
-            False: f" of {size(e['memory_of_device'] or 0)}: too much, halve --micro-batch"}
+            False: f" of {size(e['memory_of_device'] or 0)}: too much, halve --micro-batch"
+            + " or try --parallel fsdp" * slice}
     lines = [
         f"model       {p['total']:,} parameters: {parts}",
         f"            vocabulary {m['vocab_size']:,} (train takes the data's: say it here by "
@@ -407,10 +478,11 @@ def table(
         return "\n".join([*lines, "time        unknown: give --peak-flops of this device, or "
                           "--measured (python -m gpt2_course.bench train --out FILE.json)"])
     now, how = e["speed"], f"if MFU is {e['mfu']}"
+    what = "all-reduce" if e["parallel"] == "ddp" else "traffic"
     if e["measured"]: how = f"at the FLOP/s of {Path(e['measured']).name}"
     lines += [f"time        {duration(e['seconds'])}, {e['gpu_hours']:.3g} GPU hours, "
               f"{now['tokens_per_s']:,.0f} tokens/s, {how}", *assumptions(e["assumed"]), "",
-              "  GPUs      tokens/s  efficiency  all-reduce  not hidden  step (x accumulation)"]
+              f"  GPUs      tokens/s  efficiency  {what:>10}  not hidden  step (x accumulation)"]
     for s in e["scaling"]:
         lines.append(f"{s['gpus']:6} {s['tokens_per_s']:13,.0f} {s['efficiency']:11.1%} "
                      f"{duration(s['allreduce_s']):>11} {duration(s['exposed_s']):>11}  "
@@ -430,7 +502,7 @@ def read_options(
     first.add_argument("--preset", nargs="?")
     p = preset(first.parse_known_args(argv)[0].preset or "gpt2-124m")
     base = PlanConfig(preset=p.preset, model=p.model, **{k: getattr(p, k) for k in (
-        "batch_tokens", "micro_batch", "dtype", "attention", "loss", "save_every",
+        "batch_tokens", "micro_batch", "dtype", "attention", "loss", "parallel", "save_every",
         "keep", "snapshot_every")})
     return parse(PlanConfig, argv, base, "python -m gpt2_course.plan", DESCRIPTION)
 

@@ -16,7 +16,7 @@ from gpt2_course.optim import adamw
 from gpt2_course.trainer import DTYPES
 
 from conftest import REPO
-from runs import TINY, refused
+from runs import TINY, refused, torchrun
 
 SHAPES = [
     GPTConfig(block_size=32, vocab_size=200, n_layer=2, n_head=4, n_embd=64),
@@ -78,6 +78,39 @@ def test_peak_memory_of_a_process(run, dtype):
     ours = plan.memory(m, 12, dtype)
     assert ours["activations"] > 0.25e9 and ours["peak"] > 0.6e9
     assert ours["peak"] == pytest.approx(json.loads(done.stdout)["peak"], rel=0.10)
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of resident memory")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_peak_memory_of_a_process_that_holds_a_slice(run, accumulation):
+    "Resident memory of two steps in each of four processes: within 10 %"
+    m = GPTConfig(block_size=128, vocab_size=5000, n_layer=10, n_head=8, n_embd=512)
+    spec = dict(model=asdict(m), B=2, dtype="float32", attention="sdpa", accumulation=accumulation)
+    done = run(torchrun(4, "tests/workers/peak_rss.py", json.dumps(spec)), MALLOC_MMAP_THRESHOLD_="65536", OMP_NUM_THREADS="1")
+    peaks = [json.loads(line)["peak"] for line in done.stdout.splitlines()]
+    ours = plan.memory(m, 2, accumulation=accumulation, gpus=4, shards=4)
+    assert len(peaks) == 4 and ours["weights"] + ours["gradients"] + ours["optimizer"] == pytest.approx(4 * plan.parameters(m)["live"], rel=0.01)
+    assert ours["peak"] == pytest.approx(max(peaks), rel=0.10), (ours, peaks)
+
+
+def test_what_fits_depends_on_how_it_is_shared_out(run):
+    "1558M on four cards of 24 GB: not whole in each; in slices it fits; the table says which and what is gathered; hsdp wants several machines"
+    ask = ["-m", "gpt2_course.plan", "--preset", "gpt2-1558m", "--gpus", "4", "--gpu", "4090", "--micro-batch", "1"]
+    of = lambda *more: json.loads(run([*ask, *more, "--json"]).stdout)
+    whole, cut = of(), of("--parallel", "fsdp")
+    state = lambda e: sum(e["memory"][k] for k in ("weights", "gradients", "optimizer"))
+    assert state(whole) == pytest.approx(16 * whole["parameters"]["live"], rel=1e-4)
+    assert state(cut) == pytest.approx(state(whole) / 4, rel=0.01) and not whole["memory"]["gathered"]
+    assert cut["memory"]["peak"] < whole["memory"]["peak"] and (whole["fits"], cut["fits"]) == (False, True)
+    assert cut["speed"]["allreduce_s"] > whole["speed"]["allreduce_s"], "weights travel for each micro-batch"
+    assert "or try --parallel fsdp" in run(ask).stdout
+    told = run([*ask, "--parallel", "fsdp"]).stdout
+    assert "24 GB: fits (bfloat16, attention sdpa, fsdp, eager" in told and "gathered" in told
+    assert "are one machine of 8: use --parallel fsdp" in refused(run([*ask, "--parallel", "hsdp"], status=2))
+    boxes = of("--parallel", "hsdp", "--gpus", "16")
+    assert boxes["memory"]["weights"] == of("--parallel", "fsdp", "--gpus", "8")["memory"]["weights"]
+    assert "'fsdb' is unknown: choose from ddp, fsdp, hsdp" in refused(run([*ask, "--parallel", "fsdb"], status=2))
 
 
 def test_ring_and_scaling():
