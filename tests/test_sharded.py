@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from gpt2_course import checkpoint
+from gpt2_course.speed import can_compile
 from safetensors import safe_open
 
 from runs import TINY, WORKER, WORKERS, losses, metrics, moments, refused, torchrun, weights
@@ -120,6 +121,17 @@ def test_slices_in_machines_replicas_across(run, data, two, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     done = run(["-m", "gpt2_course.train", *flags, "--out", tmp_path / "one"], status=2)
     assert "here is one: use --parallel fsdp" in refused(done)
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile wants a C++ compiler")
+def test_compiled_block_by_block(run, data, tmp_path):
+    for how in ("--compile", "--no-compile"):
+        flags = [*TINY, "--data", data, "--out", tmp_path / how, *FSDP, "--model.dropout", "0", "--steps", "4", how]
+        done = run(torchrun(2, "-m", "gpt2_course.train", *flags), OMP_NUM_THREADS="1")
+        assert ("not compiled" in done.stdout) == (how == "--no-compile")
+    for split in ("train", "val"):
+        ours, theirs = (torch.tensor(losses(tmp_path / how, split)) for how in ("--compile", "--no-compile"))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
 # --- checkpoints in parts ---
