@@ -69,10 +69,9 @@ class PlanConfig:
                     "give a whole number above 0")
         require(self.snapshot_every >= 0, f"--snapshot-every is {self.snapshot_every}: "
                 "it cannot be negative")
-        for name in ("tokens", "peak_flops"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} is {value}"
-                    ": give a number above 0")
+        for name, value in (("tokens", self.tokens), ("peak-flops", self.peak_flops)):
+            require(value is None or 0 < value < math.inf, f"--{name} is {value}: give a number "
+                    "above 0")
         require(0 < self.mfu <= 1, f"--mfu is {self.mfu}: give a share above 0, up to 1")
         require(0 <= self.overlap <= 1, f"--overlap is {self.overlap}: give a share from 0 to 1")
         known = ("cpu", *(g.name for g in GPUS))
@@ -404,7 +403,8 @@ def estimate(
     return dict(
         preset=cfg.preset, gpus=cfg.gpus, gpu=gpu.name if gpu else "cpu", mfu=cfg.mfu,
         measured=cfg.measured, assumed=assumed(cfg, peak), dtype=dtype,
-        attention=attention, loss=loss, parallel=cfg.parallel, model=asdict(m), parameters=p, flops_per_token=flops,
+        attention=attention, loss=loss, parallel=cfg.parallel, model=asdict(m), parameters=p,
+        flops_per_token=flops,
         total_flops=flops * tokens, memory=mem, memory_of_device=room,
         fits=None if room is None else mem["peak"] < room,
         batch_tokens=cfg.batch_tokens, micro_batch=B, accumulation=accumulation,
