@@ -219,7 +219,7 @@ class Chapter:
         lines = text.split("\n")
         title = lines[0]
         summary = next((line for line in lines if line.startswith("> ")), "")
-        rest = "\n".join(line for line in lines[1:] if line != summary).strip()
+        rest = "\n".join(line for line in lines[1:] if line != summary).strip("\n")  # spaces begin a block of code
         if self.page != "index.ipynb":
             goals = re.match(r"(After this chapter you can)\s*\n\n?((?:[-*] .*\n?(?:  .*\n?)*)+)", rest)
             if goals:

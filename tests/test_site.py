@@ -4,6 +4,7 @@ import ast
 import concurrent.futures
 import functools
 import gzip
+import html
 import http.server
 import importlib.util
 import json
@@ -109,6 +110,20 @@ def test_every_chapter_and_module_has_its_page(site, modules):
     wanted = [html_of(page) for page in NOTEBOOKS] + [f"{kind}/{name}.html" for name in modules for kind in ("api", "source")]
     assert [name for name in wanted if not (site / name).is_file()] == []
     assert [page for page in NOTEBOOKS if (site / "notebooks" / page).read_bytes() != (REPO / "nbs" / page).read_bytes()] == []
+
+
+def test_indented_lines_are_code(site):
+    "The commands at the head of a page, and all others that Markdown calls code"
+    lost, seen = [], 0
+    for page in NOTEBOOKS:
+        blocks = re.findall(r"<pre[^>]*>(.*?)</pre>", (site / html_of(page)).read_text("utf-8"), re.S)
+        code = html.unescape(re.sub(r"<[^>]*>", "", "\n".join(blocks)))
+        for cell in json.loads((REPO / "nbs" / page).read_text("utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                lines = re.findall(r"(?m)(?<=\n\n)    (\S.*)$", "".join(cell["source"]))
+                seen += len(lines)
+                lost += [f"{page}: {line}" for line in lines if line.strip() not in code]
+    assert not lost and seen > 10, (seen, lost)
 
 
 def resolve(page: str, link: str) -> tuple[str, str]:
