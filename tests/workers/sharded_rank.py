@@ -198,7 +198,7 @@ def main():
     with process_group(world, CPU):
         out = globals()[sys.argv[1]](world)
         dist.barrier()
-    print(json.dumps(out), flush=True)
+    print(json.dumps(out) + "\n", end="", flush=True)  # in one piece: the ranks write into one pipe
 
 
 config.run(main)
