@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ZEROS', 'FORMAT', 'rng_state', 'set_rng_state', 'fsync', 'write_text', 'untied', 'sealed', 'tensor_bytes',
-           'make_room', 'begin', 'finish', 'excuse', 'not_written', 'save', 'is_whole', 'steps', 'step_of', 'newest',
-           'read_description', 'load_weights', 'load_state', 'find', 'load_model', 'find_tokenizer', 'open_model',
-           'prune']
+           'make_room', 'step_of', 'unfinished', 'begin', 'finish', 'excuse', 'not_written', 'save', 'is_whole',
+           'steps', 'newest', 'read_description', 'load_weights', 'load_state', 'find', 'load_model', 'find_tokenizer',
+           'open_model', 'prune']
 
 # %% ../nbs/tough/19_checkpoint.ipynb #imports
 import errno, hashlib, json, os, random, re, shutil
@@ -112,13 +112,18 @@ def make_room(
     "Refuse to begin what the disk cannot hold"
     if shutil.disk_usage(where).free < need: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+def step_of(path): return int(path.name[5:]) # step_00000250 -> 250
+
+def unfinished(run, step): # where a checkpoint is written before it gets its name
+    return Path(run)/"checkpoints"/f".step_{step:08d}.part"
+
 def begin(
     run,      # run directory
     step:int,
     need:int, # bytes
 ) -> Path:    # .step_00000250.part, empty
     "A directory beside the checkpoint's name, and room for it"
-    part = Path(run)/"checkpoints"/f".step_{step:08d}.part"
+    part = unfinished(run, step)
     for path in (part, part.with_suffix(".old.part")): shutil.rmtree(path, ignore_errors=True)
     part.mkdir(parents=True)
     make_room(part.parent, need)
@@ -131,7 +136,7 @@ def finish(
 ) -> Path:        # the checkpoint
     "Describe and seal it, force it to the disk, give it its name"
     final, old = part.with_name(part.stem[1:]), part.with_suffix(".old.part")
-    meta = dict(format=FORMAT, step=int(final.name[5:]), torch=torch.__version__,
+    meta = dict(format=FORMAT, step=step_of(final), torch=torch.__version__,
                 **meta, sha256=digests)
     (part/"meta.json").write_text(sealed(meta), encoding="utf-8")
     for p in part.iterdir(): fsync(p)
@@ -175,7 +180,7 @@ def save(
         final = finish(part, digests, meta)
     except (OSError, RuntimeError, SafetensorError) as e: # torch and safetensors have their own
         why = excuse(e, where, need)
-        shutil.rmtree(where/f".step_{step:08d}.part", ignore_errors=True)
+        shutil.rmtree(unfinished(run, step), ignore_errors=True)
         if why is None: raise
         raise not_written(step, where, why) from e
     fsync(where)
@@ -205,8 +210,6 @@ def steps(
     "The checkpoints of a run, whole or not"
     found = (Path(run)/"checkpoints").glob("step_*")
     return sorted((p for p in found if p.name[5:].isdecimal()), key=step_of)
-
-def step_of(path): return int(path.name[5:]) # step_00000250 -> 250
 
 def newest(
     run,         # run directory

@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention import KVCache
 from .config import require
 from .model import GPT, evaluating
+from .slices import vectors
 
 # %% ../nbs/medium/11_generation.ipynb #shape-probs
 def shape_probs(
@@ -65,10 +66,9 @@ def next_logits(
 ) -> Tensor:                # (B, V) scores of what comes next
     "Scores after the last token; beyond the block, of its last block_size tokens"
     size = model.cfg.block_size
-    encode = getattr(model, "encode", model.hidden) # of a sharded model: gathers its slices
-    if cache is None or idx.size(1) > size: x = encode(idx[:, -size:])
+    if cache is None or idx.size(1) > size: x = vectors(model, idx[:, -size:])
     elif hasattr(cache, "step"): return cache.step(idx[:, cache.length:]) # as `quick.Decoder` has
-    else: x = encode(idx[:, cache.length:], cache)
+    else: x = vectors(model, idx[:, cache.length:], cache)
     return model.lm_head(x[:, -1])[:, :model.cfg.vocab_size]
 
 # %% ../nbs/medium/11_generation.ipynb #generate

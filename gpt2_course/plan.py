@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'BUCKET', 'HOP', 'REACHED', 'RUNTIME_BYTES', 'DESCRIPTION', 'PlanConfig', 'bytes_a_second', 'bare_model',
-           'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'longest_slice', 'in_slices', 'memory',
-           'device', 'reached', 'nics', 'traffic', 'shards_of', 'traffic_in_slices', 'scaling', 'disk', 'assumed',
-           'estimate', 'size', 'duration', 'assumptions', 'table', 'read_options', 'main']
+           'parameters', 'cells', 'block_bytes', 'saved_bytes', 'moments', 'longest_slice', 'alive_in_slices', 'memory',
+           'device', 'reached', 'nics', 'ring', 'traffic', 'shards_of', 'traffic_in_slices', 'scaling', 'disk',
+           'assumed', 'estimate', 'size', 'duration', 'assumptions', 'table', 'read_options', 'main']
 
 # %% ../nbs/reference/plan.ipynb #imports
 import argparse, json, math, sys
@@ -203,22 +203,21 @@ def longest_slice(
     "What the first process holds of all parameters: every tensor is cut between rows"
     return sum(-(-len(p) // n) * (p.numel() // len(p)) for p in bare_model(m).parameters())
 
-def in_slices(
+def alive_in_slices(
     m:GPTConfig,
     e:int,            # bytes of a number inside autocast
     accumulation:int, # micro-batches a step
-    slice:int,        # bytes of a slice of the gradients
+    cut:int,          # bytes of a slice of the gradients
     alive:dict,       # from `moments`
 ) -> tuple[dict, int]: # the same under FSDP, how much of it is gathered for a while
     "The tables are whole all the time, blocks while they compute, gradients until they are cut"
-    model = bare_model(m)
-    block = sum(p.numel() for p in model.transformer.h[0].parameters())
-    live = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in bare_model(m).transformer.h[0].parameters())
+    live = parameters(m)["live"]
     whole = 4 * live if accumulation > 1 else 0 # exchanged once a step
     tables = e * (live - m.n_layer * block)
     busy = 2 * e * block + (e + 4) * block
     late = ("first block", "embedding") # by then the gradients are cut
-    return {k: b + tables + busy * (k not in ("loss", "head")) + (slice if k in late else whole)
+    return {k: b + tables + busy * (k not in ("loss", "head")) + (cut if k in late else whole)
             for k, b in alive.items()}, tables + busy + whole
 
 
@@ -242,7 +241,7 @@ def memory(
     stay = accumulation > 1 or gpus > 1
     alive = moments(m, B, e, attention, stay, loss, chunk, shards == 1)
     gathered = 0
-    if shards > 1: alive, gathered = in_slices(m, e, accumulation, weights, alive)
+    if shards > 1: alive, gathered = alive_in_slices(m, e, accumulation, weights, alive)
     moment = max(alive, key=alive.get)
     s = saved_bytes(m, B, e, attention, loss)
     batches = 16 * B * m.block_size * (accumulation - 1) # the other micro-batches' ids
@@ -279,18 +278,26 @@ def reached(
 def nics(cfg): # network cards of a machine
     return cfg.node_gpus if cfg.node_nics is None else cfg.node_nics
 
+def ring(
+    gradient_bytes:float, # of one process
+    n:int,                # GPUs
+    rate:float,           # bytes a second
+) -> float:               # seconds
+    "An all-reduce: bytes of a ring, hops of a tree for each bucket"
+    if n == 1: return 0.0
+    hops = math.ceil(gradient_bytes / BUCKET) * 2 * math.log2(n) * HOP
+    return 2 * (n - 1) / n * gradient_bytes / rate + hops
+
 def traffic(
     cfg:PlanConfig,
     gradient_bytes:int, # of one process
     n:int,              # GPUs
 ) -> float:             # seconds, if nothing hides it
-    "An all-reduce of the gradients: bytes of a ring, hops of a tree for each bucket"
-    if n == 1: return 0.0
+    "An all-reduce of the gradients, at the pace of the slowest link"
     slow = bytes_a_second(cfg.link) * REACHED
     if n > cfg.node_gpus: # as many rings as cards, each leaving the machine by its own
         slow = min(slow, nics(cfg) * bytes_a_second(cfg.network) * REACHED)
-    hops = math.ceil(gradient_bytes / BUCKET) * 2 * math.log2(n) * HOP
-    return 2 * (n - 1) / n * gradient_bytes / slow + hops
+    return ring(gradient_bytes, n, slow)
 
 def shards_of(
     cfg:PlanConfig,
@@ -313,8 +320,8 @@ def traffic_in_slices(
     slow = (min(inside, outside) if shards > cfg.node_gpus else inside) * REACHED
     calls = (2 * accumulation + 1) * (cfg.model.n_layer + 1) * math.log2(shards) * HOP
     seconds = (shards - 1) / shards * p["live"] * (2 * e * accumulation + 4) / slow + calls
-    return seconds + traffic(replace(cfg, node_gpus=1, node_nics=1, network=str(
-        outside / cfg.node_gpus / 1e9)), 4 * p["live"] // shards, n // shards)
+    share = min(inside, outside / cfg.node_gpus) * REACHED # of the network, for one GPU
+    return seconds + ring(4 * p["live"] // shards, n // shards, share) # replicas: hsdp
 
 def scaling(
     cfg:PlanConfig,
@@ -456,10 +463,10 @@ def table(
                           "logits", "casts") if mem[k] or k != "gathered")
     if e["loss"] == "chunked": e = {**e, "attention": e["attention"] + ", loss chunked"}
     if e["parallel"] != "ddp": e = {**e, "attention": f"{e['attention']}, {e['parallel']}"}
-    slice = e["gpus"] > 1 and e["parallel"] == "ddp"
+    whole = e["gpus"] > 1 and e["parallel"] == "ddp"
     fits = {None: "", True: f" of {size(e['memory_of_device'] or 0)}: fits",
             False: f" of {size(e['memory_of_device'] or 0)}: too much, halve --micro-batch"
-            + " or try --parallel fsdp" * slice}
+            + " or try --parallel fsdp" * whole}
     lines = [
         f"model       {p['total']:,} parameters: {parts}",
         f"            vocabulary {m['vocab_size']:,} (train takes the data's: say it here by "

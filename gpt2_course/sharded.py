@@ -170,8 +170,8 @@ def save(
 ) -> Path:         # checkpoints/step_00000250
     "Write a checkpoint of which every rank has a part, whole or not at all; all ranks call it"
     import torch.distributed.checkpoint as dcp
-    rank, where = dist.get_rank(group), Path(run)/"checkpoints"
-    part = where/f".step_{step:08d}.part"
+    rank, part = dist.get_rank(group), checkpoint.unfinished(run, step)
+    where = part.parent
     size = sum(local(t).nbytes for t in tensors.values())
     sizes = [None] * dist.get_world_size(group)
     dist.all_gather_object(sizes, size, group)

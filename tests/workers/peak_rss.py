@@ -11,19 +11,14 @@ from gpt2_course.config import GPTConfig, run
 from gpt2_course.distributed import World, process_group
 from gpt2_course.model import GPT
 from gpt2_course.optim import adamw
+from gpt2_course.speed import resident
 from gpt2_course.trainer import DTYPES, accumulate, update
-
-
-def status(key: str) -> int:
-    "A line of /proc/self/status, in bytes"
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
 
 
 def main():
     spec = json.loads(sys.argv[1])
     cfg, B, dtype = GPTConfig(**spec["model"]), spec["B"], DTYPES[spec["dtype"]]
-    before = status("VmRSS")
+    before = resident("VmRSS")
     with process_group(World.from_env(), torch.device("cpu")):
         said = json.dumps(dict(peak=two_steps(spec, cfg, B, dtype) - before))
         print(said + "\n", end="", flush=True)  # in one piece: the ranks write into one pipe
@@ -42,7 +37,7 @@ def two_steps(spec, cfg, B, dtype) -> int:
         pairs = [tuple(torch.randint(cfg.vocab_size, (B, cfg.block_size)) for _ in "xy") for _ in range(spec.get("accumulation", 1))]
         accumulate(model, pairs, autocast, scaler)
         update(model, optimizer, scaler, 1e-4, 1.0)
-    return status("VmHWM")
+    return resident("VmHWM")
 
 
 run(main)

@@ -3,25 +3,17 @@
 Arguments: MB, then flags of gpt2_course.train.
 """
 
-import ctypes
 import resource
 import sys
-from pathlib import Path
 
 import torch._dynamo  # noqa: F401
 import torch.distributed.checkpoint  # noqa: F401  imported before the limit is set: it is a limit of the training's own memory
 import torch.distributed.fsdp  # noqa: F401
 from gpt2_course import config, train, trainer  # noqa: F401
+from gpt2_course.speed import glibc, resident
 
 M_ARENA_MAX = -8
-ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else glibc reserves 64 MB for each thread that allocates something
-
-
-def reserved() -> int:
-    "Bytes of address space"
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
-
-
-limit = reserved() + int(sys.argv.pop(1)) * 2**20
+glibc().mallopt(M_ARENA_MAX, 1)  # else it reserves 64 MB for each thread that allocates something
+limit = resident("VmSize") + int(sys.argv.pop(1)) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 config.run(train.main)
